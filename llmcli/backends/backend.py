@@ -1,0 +1,134 @@
+"""What a backend is: a folder with `run.py` that loads a plan and computes steps.
+
+`run.py` defines
+    supports(op: str, format: str) -> str    '' when this backend computes operation `op` on weights of `format`
+                                             ('' for operations without weights), else the reason why not
+    load(plan, weights, cache, threads, most_tokens, notify) -> Runner
+                                             threads 0: as many as the machine has for us; most_tokens: computed at once
+Callers check tokens, positions and rows before a step (`Batch.check`): kernels never do.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcli.errors import InternalError, UnsupportedModel
+from llmcli.formats.format import PackedTensor
+from llmcli.kv import KVCache, Sequence
+from llmcli.plan import Plan
+
+Ints = npt.NDArray[np.int32]
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass
+class Batch:
+    """One step's input. The sequences already have room for the new positions (Sequence.extend)."""
+
+    tokens: Ints
+    """[T] token ids."""
+    positions: Ints
+    """[T] position of each token in its sequence."""
+    sequences: tuple[Sequence, ...]
+    owners: Ints
+    """[T] index into `sequences` for each token."""
+    outputs: Ints
+    """[R] the rows (0 .. T-1, ascending) whose logits are wanted."""
+
+    @staticmethod
+    def of(sequence: Sequence, tokens: Ints, outputs: str = "last") -> Batch:
+        """The tokens that follow in one sequence, which is extended for them. outputs: 'last', 'all' or 'none'."""
+        count = len(tokens)
+        start = sequence.length
+        sequence.extend(count)
+        rows = {"last": np.arange(count - 1, count), "all": np.arange(count), "none": np.arange(0)}[outputs]
+        positions = np.arange(start, start + count, dtype=np.int32)
+        owners = np.zeros(count, np.int32)
+        return Batch(np.ascontiguousarray(tokens, np.int32), positions, (sequence,), owners, rows.astype(np.int32))
+
+    def check(self, plan: Plan) -> None:
+        """Raises InternalError unless every id, position and row is in range: kernels trust them."""
+        count = len(self.tokens)
+        if not (len(self.positions) == len(self.owners) == count > 0):
+            raise InternalError("a step needs as many positions and owners as tokens, and at least one")
+        if self.tokens.min() < 0 or self.tokens.max() >= plan.vocab:
+            raise InternalError("a token id is outside the vocabulary")
+        if self.owners.min() < 0 or self.owners.max() >= len(self.sequences):
+            raise InternalError("a token belongs to no sequence")
+        lengths = np.array([s.length for s in self.sequences], np.int32)
+        if self.positions.min() < 0 or (self.positions >= np.minimum(lengths[self.owners], plan.context)).any():
+            raise InternalError("a position is outside its sequence or the context")
+        if len(self.outputs) and (self.outputs.min() < 0 or self.outputs.max() >= count):
+            raise InternalError("an output row is outside the step")
+
+
+@dataclass
+class Result:
+    """One step's output; the arrays are views that the next step overwrites."""
+
+    logits: Floats
+    """[R, V]."""
+    top_ids: Ints
+    """[R, min(256, V)] the largest logits' ids, largest first; equal logits by ascending id."""
+    top_logits: Floats
+    """[R, min(256, V)]."""
+    logsumexp: npt.NDArray[np.float64]
+    """[R] natural log of the sum of exp(logits)."""
+    entropy: npt.NDArray[np.float64]
+    """[R] entropy of softmax(logits) in nats."""
+
+
+class Runner(Protocol):
+    """A loaded model. Not safe for two threads at once."""
+
+    def run(self, batch: Batch) -> Result:
+        """Computes one step of any number of tokens and fills the cache. Raises NumericalError when a norm or a
+        cache write met NaN or infinity, Stopped when `stop` was called."""
+        ...
+
+    def stop(self) -> None:
+        """Asks the running step to end soon; callable from any thread."""
+        ...
+
+    def close(self) -> None:
+        """Ends the threads and drops the weights."""
+        ...
+
+
+Notify = Callable[[str], None]
+"""Where news for the user go: a line of text."""
+
+
+class BackendModule(Protocol):
+    def supports(self, op: str, format: str) -> str: ...
+
+    def load(
+        self,
+        plan: Plan,
+        weights: Mapping[str, PackedTensor],
+        cache: KVCache,
+        threads: int = 0,
+        most_tokens: int = 256,
+        notify: Notify | None = None,
+    ) -> Runner: ...
+
+
+def get(name: str) -> BackendModule:
+    """The backend in folder `name`: 'reference' or 'cpu'."""
+    return cast(BackendModule, importlib.import_module(f"llmcli.backends.{name}.run"))
+
+
+def check(module: BackendModule, plan: Plan, weights: Mapping[str, PackedTensor]) -> None:
+    """Raises UnsupportedModel naming the first operation that the backend does not compute, and why."""
+    for op in plan.ops:
+        formats = {weights[name].format for name in op.weights if name is not None and plan.weights[name].kind not in ("vector", "table")}
+        for format in formats or {""}:
+            reason = module.supports(op.kind, format)
+            if reason:
+                raise UnsupportedModel(f"operation {op.kind} ({op.label})", reason, "Use --device reference")

@@ -1,0 +1,111 @@
+"""Which kernel computes an operation: names and parameters, before there is any memory."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from llmcli.backends.cpu import target, threads
+from llmcli.backends.cpu.fuse import fuse
+from llmcli.backends.cpu.objects import Key
+from llmcli.formats import format as formats
+from llmcli.plan import Op, Plan
+
+PLAIN = {
+    "position_add": "position.add",
+    "multiply": "elementwise.multiply",
+    "add": "elementwise.add",
+    "scale": "elementwise.scale",
+    "softcap": "elementwise.softcap",
+    "select_rows": "select.rows",
+    "top": "top.rows",
+}
+"""Operations with one kernel."""
+OTHERS = {"embed", "norm", "linear", "rope", "cache_write", "attention", "activation"}
+QUERIES = 24
+"""Queries that one chunk of attention takes together: a few tokens' heads that share their keys."""
+
+
+def supports(op: str, format: str) -> str:
+    """See backends.backend."""
+    if op not in PLAIN and op not in OTHERS:
+        return f"the cpu backend does not compute {op} yet"
+    return "" if not format or format in formats.names() else f"there is no format {format}"
+
+
+def heights() -> list[int]:
+    """Tile heights: how many tokens a matrix product takes at once."""
+    return [height for height in (1, 2, 4, 8) if height <= target.tile()]
+
+
+def height(rows: int) -> int:
+    """The tile height for so many rows."""
+    return next((h for h in heights() if rows <= h), target.tile())
+
+
+def family(format: str) -> str:
+    """What kernels call a weight format: 'int4' and 'int8' whatever the codes mean, or the float type."""
+    record = formats.get(format).FORMAT
+    return f"int{record.bits}" if integers(format) else record.name
+
+
+def integers(format: str) -> bool:
+    """Products with this format take activations in int8."""
+    return formats.get(format).FORMAT.activations == "int8"
+
+
+def integer(op: Op, name: str) -> int:
+    """A parameter that is a whole number."""
+    value = op.params[name]
+    assert isinstance(value, int)
+    return value
+
+
+def number(op: Op, name: str) -> float:
+    """A parameter that is a number."""
+    value = op.params[name]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+def tokens_together(group: int) -> int:
+    """Tokens in a chunk of attention; group: query heads that share a kv head."""
+    return max(1, QUERIES // group)
+
+
+def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
+    """The kernel of an operation from `fuse`, for rows in tiles of `height`. formats: of each weight; cache: its dtype."""
+    name = op.weights[0] if op.weights else None
+    kind = str(op.params.get("kind", ""))
+    match op.kind:
+        case "quantize":
+            return "quantize.rows", (height,)
+        case "linear":
+            return f"linear.{family(formats[str(name)])}", (height,)
+        case "embed":
+            return f"embed.{family(formats[str(name)])}", ()
+        case "norm":
+            return f"norm.{kind}", ()
+        case "activation":
+            return f"elementwise.{kind}" + ("_multiply" if len(op.inputs) == 2 else ""), ()
+        case "rope":
+            return "rope.interleaved" if op.params["interleaved"] else "rope.half", ()
+        case "cache_write":
+            return "cache.write", (cache,)
+        case "attention":
+            return attention(op, height, cache)
+    return PLAIN[op.kind], ()
+
+
+def attention(op: Op, height: int, cache: str) -> Key:
+    """One token: the threads share each head's past, however long it is. More: they share tokens and heads."""
+    head_size, group = integer(op, "head_size"), integer(op, "heads") // integer(op, "kv_heads")
+    if height == 1:
+        return "attention.shared", (head_size, cache, group)
+    return "attention.rows", (head_size, cache, group, tokens_together(group))
+
+
+def kernels(plan: Plan, formats: Mapping[str, str], cache: str) -> list[Key]:
+    """Every kernel that steps of this plan may call, and those that run steps. formats: of each weight; cache: its dtype."""
+    ops = fuse(plan, lambda name: integers(formats[name]))
+    chosen = (kernel(op, h, formats, cache) for _, op in ops for h in heights())
+    return list(dict.fromkeys((*threads.KERNELS, *chosen)))

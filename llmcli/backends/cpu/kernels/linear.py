@@ -1,0 +1,134 @@
+"""out = x @ weights.T + bias, for every weight format. Lanes are output rows, so nothing is summed across lanes.
+
+A chunk is a run of 16-row tiles; each tile of weights meets all tokens of the step, M at a time, while it is in the
+cache. A number's arithmetic is the same whatever M: groups (or columns) ascending, one fma each, then bias, then add.
+"""
+
+from __future__ import annotations
+
+from llmcli.backends.cpu.kernels.dot import (
+    add_stored,
+    add_to_each,
+    dot,
+    high_nibbles,
+    load_sums,
+    load_table,
+    lookup,
+    low_nibbles,
+    multiply_add,
+    rows_of,
+    scale_add,
+    store_rows,
+    zeros,
+)
+from llmcli.backends.cpu.kernels.instructions import inline
+from llmcli.backends.cpu.kernels.vectors import field, load_bf16, load_f16, load_f32x16, load_first, load_i8x64
+from llmcli.backends.cpu.records import HEADER, LINEAR
+
+
+@inline
+def token_blocks(args, height):
+    """Blocks of `height` tokens in this step."""
+    header = field(args, LINEAR.header)
+    n = field(header, HEADER.outputs) if field(args, LINEAR.outputs) else field(header, HEADER.tokens)
+    return (n + height - 1) // height
+
+
+@inline
+def last_tile(args, chunk):
+    """One past the chunk's last tile of 16 rows."""
+    return min((chunk + 1) * field(args, LINEAR.chunk_tiles), (field(args, LINEAR.rows) + 15) // 16)
+
+
+@inline
+def finish(args, tile, first_token, acc):
+    """Bias, addition and store of one tile of results."""
+    n = min(field(args, LINEAR.rows) - tile * 16, 16)
+    stride = field(args, LINEAR.out_stride)
+    out = field(args, LINEAR.out) + first_token * stride + tile * 64
+    bias = field(args, LINEAR.bias)
+    if bias:
+        acc = add_to_each(acc, load_first(bias + tile * 64, n))
+    if field(args, LINEAR.add):
+        acc = add_stored(out, stride, acc, n)
+    store_rows(out, stride, acc, n)
+
+
+@inline
+def int4_products(products, args, w, x):
+    """One group: nibbles are looked up in a table of 16 codes (code + 128)."""
+    height = rows_of(products)
+    table = load_table(field(args, LINEAR.codes))
+    for j in range(4):
+        packed = load_i8x64(w + j * 64)
+        products = dot(products, lookup(table, low_nibbles(packed)), x + j * 4 * height)
+        products = dot(products, lookup(table, high_nibbles(packed)), x + (4 + j) * 4 * height)
+    return products
+
+
+@inline
+def int8_products(products, args, w, x):
+    """One group: bytes are code + 128."""
+    for j in range(8):
+        products = dot(products, load_i8x64(w + j * 64), x + j * 4 * rows_of(products))
+    return products
+
+
+def integers(multiply, size):
+    """The factory for an integer format: how a group of `size` bytes is multiplied."""
+
+    def factory(M):
+        zero = zeros(M)
+
+        def kernel(args, chunk, thread):
+            groups = (field(args, LINEAR.columns) + 31) // 32
+            blocks = token_blocks(args, M)
+            for tile in range(chunk * field(args, LINEAR.chunk_tiles), last_tile(args, chunk)):
+                x, x_scales, x_sums = field(args, LINEAR.x), field(args, LINEAR.x_scales), field(args, LINEAR.x_sums)
+                for block in range(blocks):
+                    w = field(args, LINEAR.weights) + tile * groups * size
+                    w_scales = field(args, LINEAR.weight_scales) + tile * groups * 32
+                    acc = zero()
+                    for _ in range(groups):
+                        products = multiply(load_sums(acc, x_sums), args, w, x)
+                        acc = scale_add(acc, products, load_f16(w_scales), x_scales)
+                        w, w_scales = w + size, w_scales + 32
+                        x, x_scales, x_sums = x + 32 * M, x_scales + 4 * M, x_sums + 4 * M
+                    finish(args, tile, block * M, acc)
+
+        return kernel
+
+    return factory
+
+
+def floats(load_weights, size):
+    """The factory for a float format: how 16 weights of `size` bytes each are loaded as f32."""
+
+    def factory(M):
+        zero = zeros(M)
+
+        def kernel(args, chunk, thread):
+            columns = field(args, LINEAR.columns)
+            stride = field(args, LINEAR.x_scales)
+            blocks = token_blocks(args, M)
+            for tile in range(chunk * field(args, LINEAR.chunk_tiles), last_tile(args, chunk)):
+                weights = field(args, LINEAR.weights) + tile * columns * (16 * size)
+                for block in range(blocks):
+                    x = field(args, LINEAR.x) + block * M * stride
+                    acc = zero()
+                    for k in range(columns):
+                        acc = multiply_add(acc, load_weights(weights + k * (16 * size)), x + k * 4, stride)
+                    finish(args, tile, block * M, acc)
+
+        return kernel
+
+    return factory
+
+
+KERNELS = {
+    "int4": integers(int4_products, 4 * 64),
+    "int8": integers(int8_products, 8 * 64),
+    "f32": floats(load_f32x16, 4),
+    "f16": floats(load_f16, 2),
+    "bf16": floats(load_bf16, 2),
+}

@@ -1,0 +1,263 @@
+"""Operations, weights and memory -> a step table: for each operation its kernel, its argument record and how many
+chunks it has. Tables depend on the tile heights of token rows and of output rows, and on nothing else in a step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcli.backends.cpu import choice, records, tiles
+from llmcli.backends.cpu.buffers import Buffers
+from llmcli.backends.cpu.fuse import Numbered
+from llmcli.backends.cpu.objects import Key
+from llmcli.backends.cpu.records import ROW, ROWS_OUTPUTS, ROWS_TOKENS, bits, pack
+from llmcli.errors import CorruptFile
+from llmcli.formats import format as formats
+from llmcli.formats.format import ROWS, PackedTensor
+from llmcli.kv import BLOCK, KVCache
+from llmcli.plan import Op, Plan, Slot
+
+WHOLE = 1 << 40
+"""A divisor that makes one of any number of rows: chunks come from the columns alone."""
+CHUNK_BYTES = 16384
+"""Weights that a chunk of a product with one row should read at least: a few microseconds of work."""
+CHUNKS = 8
+"""Chunks of a product for each thread, where there is enough to do."""
+SHARES = 4
+"""Chunks of one token's attention for each thread."""
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass
+class Table:
+    """rows: int64 [operations, len(ROW)]; numbers: each operation's number in the plan; keep: what its addresses point to."""
+
+    rows: Ints
+    numbers: list[int]
+    keep: list[Any] = field(default_factory=list)
+
+
+class Lowering:
+    """What all tables of a runner share. Raises CorruptFile where a weight is not what the plan says."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ops: list[Numbered],
+        weights: Mapping[str, PackedTensor],
+        cache: KVCache,
+        buffers: Buffers,
+        addresses: Mapping[Key, int],
+    ) -> None:
+        self.plan, self.ops, self.weights, self.cache, self.buffers, self.addresses = plan, ops, weights, cache, buffers, addresses
+        self.formats = {name: weights[name].format for name in plan.weights}
+        self._constants: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
+        for name, weight in plan.weights.items():
+            _check(name, weight.shape, weights[name])
+        # Where each matrix's scales start, and its code table.
+        self.parts = {name: self._parts(name) for name in plan.weights if weights[name].format != "vector"}
+
+    def table(self, token_height: int, output_height: int) -> Table:
+        rows, keep = np.empty((len(self.ops), len(ROW)), np.int64), []
+        for at, (number, op) in enumerate(self.ops):
+            outputs = self._outputs(op)
+            height = output_height if outputs else token_height
+            record, values, divisor, columns = LOWER[op.kind](self, op, number, height)
+            names = record._fields
+            if "outputs" in names:
+                values["outputs"] = outputs
+            args = pack(record, header=self.header, **values)
+            keep.append(args)
+            kernel = self.addresses[choice.kernel(op, height, self.formats, self.cache.dtype)]
+            rows[at] = kernel, args.ctypes.data, ROWS_OUTPUTS if outputs else ROWS_TOKENS, divisor, columns
+        return Table(rows, [number for number, _ in self.ops], keep)
+
+    @property
+    def header(self) -> int:
+        return int(self.buffers.header.ctypes.data)
+
+    def _outputs(self, op: Op) -> int:
+        """1 where the operation works on output rows, 0 for tokens."""
+        slot = (*op.out, *op.inputs)[0]
+        return int(self.plan.buffers[slot.buffer].rows == "outputs")
+
+    def place(self, name: str, slot: Slot) -> dict[str, int]:
+        """The fields of an operand: address and row stride."""
+        return {name: self.buffers.address(slot), f"{name}_stride": self.buffers.strides[slot.buffer]}
+
+    def vector(self, name: str | None) -> int:
+        """The address of a float32 weight, 0 for None."""
+        return 0 if name is None else int(self.weights[name].data.ctypes.data)
+
+    def constant(self, values: Any, dtype: str) -> int:
+        """The address of these numbers, which all layers share; 0 for none."""
+        if not values:
+            return 0
+        return int(self._constants.setdefault((values, dtype), np.array(values, dtype)).ctypes.data)
+
+    def _parts(self, name: str) -> dict[str, int]:
+        tensor = self.weights[name]
+        module = formats.get(tensor.format)
+        start = int(tensor.data.ctypes.data)
+        rows, columns = tensor.shape
+        sections = module.sections(rows, columns)
+        codes = np.array(module.FORMAT.codes, np.int64) + 128
+        table = self.constant(tuple(codes.tolist()), "uint8")
+        return {"weights": start, "weight_scales": start + sections[0], "codes": table, "columns": columns, "rows": rows}
+
+
+def _check(name: str, shape: tuple[int, ...], tensor: PackedTensor) -> None:
+    """Kernels trust sizes."""
+    if tensor.format == "vector":
+        size = 4 * int(np.prod(shape))
+    else:
+        size = formats.get(tensor.format).size(*shape[-2:]) * (shape[0] if len(shape) == 3 else 1)
+    if tuple(tensor.shape) != shape or len(tensor.data) < size:
+        raise CorruptFile(f"weight {name}", f"it has shape {tuple(tensor.shape)} and {len(tensor.data):,} bytes, not {shape} and {size:,}")
+
+
+Lowered = tuple[Any, dict[str, int], int, int]
+"""Record, its fields, divisor and columns of the chunk count."""
+
+
+def _embed(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    return records.EMBED, {**at.parts[str(op.weights[0])], **at.place("out", op.out[0])}, 1, 1
+
+
+def _position_add(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    fields = {"table": at.vector(op.weights[0]), "columns": op.out[0].width, "offset": choice.integer(op, "offset")}
+    return records.POSITION, {**fields, **at.place("x", op.out[0])}, 1, 1
+
+
+def _quantize(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    x = op.inputs[0]
+    fields = {**at.place("x", x), **at.buffers.quantized(at._outputs(op), x.width), "columns": x.width, "op": number}
+    return records.QUANTIZE, fields, height, 1
+
+
+def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    matrix, bias = str(op.weights[0]), op.weights[1] if len(op.weights) > 1 else None
+    x, parts = op.inputs[0], at.parts[matrix]
+    if choice.integers(at.formats[matrix]):
+        quantized = at.buffers.quantized(at._outputs(op), x.width)
+        source = {"x": quantized["codes"], "x_scales": quantized["scales"], "x_sums": quantized["sums"]}
+    else:
+        source = {"x": at.buffers.address(x), "x_scales": at.buffers.strides[x.buffer], "x_sums": 0}
+    tiles = -(-parts["rows"] // ROWS)
+    tile_bytes = len(at.weights[matrix].data) // tiles
+    # One row: no smaller than worth claiming. Many rows make any tile worth it.
+    least = -(-CHUNK_BYTES // tile_bytes) if height == 1 else 1
+    chunk_tiles = max(least, tiles // (CHUNKS * at.buffers.threads), 1)
+    fields = {**parts, **source, **at.place("out", op.out[0]), "bias": at.vector(bias), "chunk_tiles": chunk_tiles}
+    return records.LINEAR, {**fields, "add": int(bool(op.params["add"]))}, WHOLE, -(-tiles // chunk_tiles)
+
+
+def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
+    heads, columns = choice.integer(op, "heads"), op.out[0].width
+    own = at.weights[str(weight)].shape[0] == columns
+    fields = {
+        **at.place("x", op.inputs[0]),
+        **at.place("out", op.out[0]),
+        "weight": at.vector(weight),
+        "bias": at.vector(bias),
+        "columns": columns,
+        "heads": heads,
+        "eps": bits(choice.number(op, "eps")),
+        "op": number,
+        "weight_step": columns // heads * 4 if own else 0,
+    }
+    return records.NORM, fields, 1, 1
+
+
+def _elementwise(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    a, b = op.inputs[0], op.inputs[-1]
+    param = {"scale": "factor", "softcap": "cap"}.get(op.kind)
+    value = bits(choice.number(op, param)) if param else 0
+    fields = {**at.place("a", a), **at.place("b", b), **at.place("out", op.out[0]), "columns": op.out[0].width, "value": value}
+    return records.ELEMENTWISE, fields, 1, 1
+
+
+def _rope(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    fields = {name: choice.integer(op, name) for name in ("heads", "head_size", "size")}
+    frequencies = at.constant(op.params["frequencies"], "float64")
+    factor = bits(choice.number(op, "factor"))
+    return records.ROPE, {**at.place("x", op.out[0]), **fields, "frequencies": frequencies, "factor": factor}, 1, 1
+
+
+def _cache(at: Lowering, layer: int) -> dict[str, int]:
+    cache, shape = at.cache, at.cache.layers[layer]
+    return {
+        "cache": int(cache.data.ctypes.data) + cache.layer_offsets[layer],
+        "block_bytes": cache.block_bytes,
+        "head_bytes": cache.head_bytes(shape),
+        "key_bytes": cache.key_bytes(shape),
+        "kv_heads": shape.kv_heads,
+        "head_size": shape.head_size,
+    }
+
+
+def _cache_write(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    fields = {**at.place("key", op.inputs[0]), **at.place("value", op.inputs[1]), **_cache(at, choice.integer(op, "layer"))}
+    return records.CACHE_WRITE, {**fields, "op": number}, 1, 1
+
+
+def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    buffers = at.buffers
+    heads, kv_heads = choice.integer(op, "heads"), choice.integer(op, "kv_heads")
+    fields = {
+        **at.place("query", op.inputs[0]),
+        **at.place("out", op.out[0]),
+        **_cache(at, choice.integer(op, "layer")),
+        "heads": heads,
+        "scale": bits(choice.number(op, "scale")),
+        "window": choice.integer(op, "window"),
+        "softcap": bits(choice.number(op, "softcap")),
+        "slopes": at.constant(op.params["slopes"], "float32"),
+        "sinks": at.vector(op.weights[0] if op.weights else None),
+        "scratch": int(buffers.scratch.ctypes.data),
+        "scratch_bytes": buffers.scratch_bytes,
+    }
+    if height > 1:
+        return records.ATTENTION, fields, choice.tokens_together(heads // kv_heads), kv_heads
+    blocks = -(-at.plan.context // BLOCK)
+    shares = min(blocks, -(-SHARES * buffers.threads // kv_heads))
+    tile = tiles.attention_tile(fields["head_size"], heads // kv_heads)
+    fields |= {
+        "shares": shares,
+        "parts": int(buffers.parts.ctypes.data),
+        "parts_bytes": blocks * tile.block_bytes,
+        "counters": int(buffers.counters.ctypes.data),
+    }
+    return records.SHARED_ATTENTION, fields, 1, kv_heads * shares
+
+
+def _select_rows(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    return records.SELECT, {**at.place("x", op.inputs[0]), **at.place("out", op.out[0]), "columns": op.out[0].width}, 1, 1
+
+
+def _top(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    buffers = at.buffers
+    arrays = {"ids": buffers.top_ids, "values": buffers.top_values, "stats": buffers.top_stats}
+    fields = {name: int(array.ctypes.data) for name, array in arrays.items()}
+    return records.TOP, {**at.place("logits", op.inputs[0]), "vocab": at.plan.vocab, "keep": buffers.keep, **fields}, 1, 1
+
+
+LOWER: dict[str, Callable[[Lowering, Op, int, int], Lowered]] = {
+    "embed": _embed,
+    "position_add": _position_add,
+    "quantize": _quantize,
+    "linear": _linear,
+    "norm": _norm,
+    "rope": _rope,
+    "cache_write": _cache_write,
+    "attention": _attention,
+    "select_rows": _select_rows,
+    "top": _top,
+    **dict.fromkeys(("activation", "multiply", "add", "scale", "softcap"), _elementwise),
+}

@@ -1,0 +1,92 @@
+"""The argument records that lowering fills and kernels read: one table, so that both sides agree. No Numba here.
+
+A kernel is `(args: address, chunk, thread) -> nothing`. `args` is the address of int64 fields; a record names them
+and gives each field's byte offset: `field(args, LINEAR.out)` reads one inside a kernel, `pack(LINEAR, out=...)` makes
+the array outside. Field 0 of every record is the address of the step's HEADER. All values are addresses, counts or
+strides in BYTES unless said otherwise; floats travel as the bits of a float64 (`bits(0.5)`).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections import namedtuple
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+def _record(name: str, fields: str) -> Any:
+    names = fields.split()
+    return namedtuple(name, names)(*range(0, 8 * len(names), 8))  # type: ignore[misc]
+
+
+HEADER = _record("HEADER", "tokens outputs token_ids positions owners tables table_stride output_rows error token_tile output_tile")
+"""tokens T and outputs R of this step; addresses of i32 token_ids [T], positions [T], owners [T], block tables
+[sequence][table_stride / 4] and output_rows [R]; error: address of the error word (i64: 0, or 1 + op number << 32 |
+token, written once); token_tile and output_tile: tile height M of activations for T and for R rows (1, 2, 4 or 8)."""
+
+QUANTIZE = _record("QUANTIZE", "header outputs x x_stride columns codes scales sums op")
+"""f32 x [rows, columns] -> codes s8 [rows/M][K/32][8][M][4], scales f32 and sums i32 [rows/M][K/32][M], K = columns
+padded to 32 (zeros), rows padded to M with zeros; sums = -128 * sum of the group's codes. outputs: 1 when rows are R
+rows, 0 when T (so in every record). One chunk = one block of M rows."""
+
+LINEAR = _record("LINEAR", "header outputs x x_scales x_sums weights weight_scales codes bias out out_stride columns rows chunk_tiles add")
+"""out [T, rows] = x @ weights.T + bias (bias 0: none); columns = real K, rows = real N; a chunk does row tiles
+chunk * chunk_tiles ...; codes: address of 16 bytes (code + 128) of int4 formats. Float formats: x is f32 [T, ...] with
+row stride x_scales. add: 1 adds to out instead of storing."""
+
+NORM = _record("NORM", "header outputs x x_stride weight bias out out_stride columns heads eps op weight_step")
+"""weight_step: 0 when all heads share one weight, else the bytes from one head's weight to the next."""
+
+ELEMENTWISE = _record("ELEMENTWISE", "header outputs a a_stride b b_stride out out_stride columns value")
+ROPE = _record("ROPE", "header x x_stride heads head_size size frequencies factor")
+"""frequencies: address of f64 [size/2]; the angle position * frequency is rounded to f32 (as models are
+trained), its cos and sin are taken in f64."""
+EMBED = _record("EMBED", "header weights weight_scales codes columns rows out out_stride")
+POSITION = _record("POSITION", "header table columns offset x x_stride")
+CACHE_WRITE = _record("CACHE_WRITE", "header key key_stride value value_stride cache block_bytes head_bytes key_bytes kv_heads head_size op")
+"""cache: address of block 0's part of this layer."""
+ATTENTION = _record(
+    "ATTENTION",
+    "header query query_stride out out_stride cache block_bytes head_bytes key_bytes heads kv_heads head_size scale window "
+    "softcap slopes sinks scratch scratch_bytes",
+)
+"""slopes, sinks: addresses of f32 [heads] or 0; scratch: scratch_bytes for each thread."""
+SHARED_ATTENTION = _record("SHARED_ATTENTION", " ".join((*ATTENTION._fields, "shares", "parts", "parts_bytes", "counters")))
+"""ATTENTION, and: shares: chunks for each (token, kv head); parts: memory for sums over blocks, parts_bytes for each
+(token, kv head), which is AttentionTile.block_bytes (tiles.py) for each block of the longest sequence; counters: i64
+[T, kv_heads], zero before and after."""
+SELECT = _record("SELECT", "header x x_stride out out_stride columns")
+TOP = _record("TOP", "header logits logits_stride vocab keep ids values stats")
+"""ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. One chunk = one row."""
+ROUTE = _record("ROUTE", "header logits logits_stride ids ids_stride weights weights_stride")
+CHECKSUM = _record("CHECKSUM", "header data size start out")
+
+STEP = _record("STEP", "header table rows ticket done stop asleep woken threads spins yields")
+"""What the threads that compute a step share. table: address of the step's ROWs, `rows` of them; ticket, done, stop:
+addresses of words that threads write (kernels/step.py), each in cache lines of its own; asleep: address of a word for
+each thread, THREAD_BYTES apart; woken: address of i64 [threads]; spins, yields: how often an idle thread looks
+for work before it gives way, and before it returns."""
+OVER = ((1 << 20) - 1) << 20
+"""The ticket of a step that is over."""
+THREAD_BYTES = 128
+"""Bytes from one thread's word to the next: two cache lines, because CPUs fetch them in pairs."""
+
+ROW = _record("ROW", "kernel args rows divisor columns")
+"""One operation of a step: ceil(n / divisor) * columns chunks, n = 1, T or R as `rows` says (ROWS_*)."""
+ROW_BYTES = 8 * len(ROW)
+ROWS_ONE, ROWS_TOKENS, ROWS_OUTPUTS = range(3)
+
+
+def pack(record: Any, **values: int) -> npt.NDArray[np.int64]:
+    """The record's fields as an int64 array (64-byte aligned is not needed). Every field must be given."""
+    missing = set(record._fields) ^ set(values)
+    if missing:
+        raise TypeError(f"{type(record).__name__}: fields {sorted(missing)} missing or unknown")
+    return np.array([values[name] for name in record._fields], np.int64)
+
+
+def bits(value: float) -> int:
+    """The int64 with the bits of a float64."""
+    return int(struct.unpack("<q", struct.pack("<d", value))[0])

@@ -1,0 +1,29 @@
+"""Errors of Python and of the system in the terms of `errors.py`."""
+
+from __future__ import annotations
+
+import errno
+
+from llmcli.errors import AccessDenied, DiskError, InternalError, LlmError, NotFound, OutOfMemory
+
+_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EBADF}
+
+
+def as_llm_error(error: BaseException) -> LlmError:
+    """The error itself where it is ours; else the class that says what to do about it, InternalError if nothing does."""
+    if isinstance(error, LlmError):
+        return error
+    if isinstance(error, MemoryError):
+        return OutOfMemory("not enough memory", str(error))
+    if isinstance(error, OSError):
+        what = str(error.filename) if error.filename is not None else "input or output"
+        why = error.strerror or str(error)
+        if error.errno == errno.ENOMEM:
+            return OutOfMemory("not enough memory", why)
+        if error.errno in _DISK:
+            return DiskError(what, why)
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+            return NotFound(what, why, "Check the name")
+        if isinstance(error, PermissionError):
+            return AccessDenied(what, why)
+    return InternalError("internal", f"{type(error).__name__}: {error}")

@@ -1,0 +1,116 @@
+"""Steps of a generation as text, as one JSON object, or as a line of JSON a token. The shapes are in docs/json.md."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from llmcli.cli.console import Answer
+
+if TYPE_CHECKING:
+    from llmcli.generate import Candidate, Step
+
+SCHEMA = 1
+
+
+class TextWriter:
+    """The text itself, as it comes or (stream False) at once, ended by a newline."""
+
+    def __init__(self, answer: Answer, stream: bool) -> None:
+        self._answer = answer
+        self._stream = stream
+        self._parts: list[str] = []
+
+    def step(self, step: Step) -> None:
+        self._parts.append(step.text)
+        if self._stream:
+            self._answer.write(step.text)
+
+    def end(self, summary: dict[str, Any]) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        """What there is, when nothing more comes."""
+        text = "".join(self._parts)
+        if not self._stream:
+            self._answer.write(text)
+        if not text.endswith("\n"):
+            self._answer.write("\n")
+
+
+class JsonWriter:
+    """One object at the end, with a record for each token."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+        self._tokens: list[dict[str, Any]] = []
+
+    def step(self, step: Step) -> None:
+        self._tokens += token_records(step)
+
+    def end(self, summary: dict[str, Any]) -> None:
+        self._answer.write(to_line({"schema": SCHEMA, **summary, "tokens": self._tokens}))
+
+    def stop(self) -> None:
+        """Half an object is of no use."""
+
+
+class JsonLinesWriter:
+    """A record a token as it is made, then the summary."""
+
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
+
+    def step(self, step: Step) -> None:
+        for record in token_records(step):
+            self._answer.write(to_line(record))
+
+    def end(self, summary: dict[str, Any]) -> None:
+        self._answer.write(to_line({"type": "summary", "schema": SCHEMA, **summary}))
+
+    def stop(self) -> None:
+        """Every line is whole already."""
+
+
+def token_records(step: Step) -> list[dict[str, Any]]:
+    """The record of a step's token; none for a step that only brings left-over text."""
+    if step.id is None:
+        return []
+    record = {
+        "position": step.position,
+        "id": step.id,
+        "text": step.bytes.decode("utf-8", "replace"),
+        "bytes": step.bytes.hex(),
+        "logprob": step.logprob,
+        "rank": step.rank,
+    }
+    names = ("id", "text", "bytes", "logprob", "final_prob", "removed_by")
+    if step.top:
+        record["top"] = [candidate_record(candidate, names) for candidate in step.top]
+    return [record]
+
+
+def candidate_record(candidate: Candidate, names: Iterable[str]) -> dict[str, Any]:
+    """These fields of a candidate, its bytes in hexadecimal."""
+    fields = {name: getattr(candidate, name) for name in names}
+    return fields | {"bytes": candidate.bytes.hex()}
+
+
+def to_line(value: Any) -> str:
+    """A line of JSON. Numbers that JSON does not have are null."""
+    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _plain(dataclasses.asdict(value))
+    return value if value is None or isinstance(value, (bool, int, str)) else str(value)

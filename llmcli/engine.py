@@ -1,0 +1,243 @@
+"""The one place that ties the folders together: a model's name becomes something that computes.
+
+    name -(weights/store)-> packed file -(models/decoder)-> plan -(backends/*)-> runner
+    folder -(models/architectures, weights/writer)-> packed file
+It computes no token itself (`generate.py` does) and prints nothing: news go through callbacks.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmcli import memory
+from llmcli.backends import backend as backends
+from llmcli.backends.backend import Batch, Result
+from llmcli.errors import CorruptFile, UsageError
+from llmcli.interrupt import stopping
+from llmcli.kv import BLOCK, KVCache
+from llmcli.models import architectures, config, decoder, names
+from llmcli.models.spec import Spec
+from llmcli.plan import Plan
+from llmcli.text.tokenizer import Tokenizer
+from llmcli.weights import folder, packed, store, writer
+from llmcli.weights.packed import Packed
+
+DEFAULT_CONTEXT = 4096
+MOST_TOKENS = 256
+"""Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
+
+Progress = Callable[[str, int, int], None]
+"""(what, done, total)."""
+
+
+class Engine:
+    """A model in memory. Not safe for two threads at once. Close it."""
+
+    def __init__(self, file: Packed, plan: Plan, spec: Spec, runner: backends.Runner, cache: KVCache) -> None:
+        self.name = f"{file.name}:{file.quantization}"
+        self.plan, self.spec, self.cache = plan, spec, cache
+        self.context = plan.context
+        self.memory_bytes = file.weights_size
+        self.load_seconds = 0.0
+        self.tokenizer = read_tokenizer(file)
+        self.template = read_template(file)
+        self.generation_config = read_json(file, "generation_config.json")
+        self.end_ids = _end_ids(self.generation_config, read_json(file, "config.json"), self.tokenizer)
+        self._runner = runner
+
+    def run(self, batch: Batch) -> Result:
+        """One step; Ctrl-C ends it early. Raises NumericalError."""
+        with stopping(self._runner.stop):
+            return self._runner.run(batch)
+
+    def close(self) -> None:
+        self._runner.close()
+
+
+def load(
+    reference: str | None = None,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    backend: str = "cpu",
+    kv: str = "auto",
+    verify: bool = True,
+    notify: Callable[[str], None] | None = None,
+) -> Engine:
+    """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
+
+    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). verify: compare checksums.
+    Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
+    """
+    start = time.perf_counter()
+    module = backends.get(backend)
+    with packed.open(store.find(reference)) as file:
+        spec = Spec.from_json(file.spec)
+        plan = decoder.plan(spec, _context(spec, context))
+        file.check(plan.weights)
+        kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
+        blocks = -(-plan.context // BLOCK)
+        memory.check(_memory_needed(file, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        weights = file.load(verify)
+        backends.check(module, plan, weights)
+        cache = KVCache(plan.cache, blocks, kind)
+        runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
+        try:
+            engine = Engine(file, plan, spec, runner, cache)
+        except BaseException:
+            runner.close()
+            raise
+    engine.load_seconds = time.perf_counter() - start
+    return engine
+
+
+def _context(spec: Spec, wanted: int | None) -> int:
+    if wanted is None:
+        return min(spec.context, DEFAULT_CONTEXT)
+    if wanted > spec.context:
+        raise UsageError(f"a context of {wanted:,} tokens", f"the model was made for {spec.context:,}", "Lower -c")
+    return wanted
+
+
+def _memory_needed(file: Packed, plan: Plan, blocks: int, kind: str) -> int:
+    """Bytes that loading and a full context take, beside the interpreter."""
+    rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
+    once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
+    return file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+
+
+def read_json(file: Packed, name: str) -> dict[str, Any]:
+    """A JSON object among the packed file's files; {} where there is none. Raises CorruptFile."""
+    if name not in file.files:
+        return {}
+    try:
+        data = json.loads(file.file(name))
+    except (ValueError, RecursionError) as error:
+        raise CorruptFile(f"{name} of {file.name}", str(error)) from error
+    if not isinstance(data, dict):
+        raise CorruptFile(f"{name} of {file.name}", "it is not a JSON object")
+    return data
+
+
+def read_tokenizer(file: Packed) -> Tokenizer:
+    """Raises CorruptFile."""
+    return Tokenizer(file.file("tokenizer.json"), read_json(file, "tokenizer_config.json"))
+
+
+def read_template(file: Packed) -> str | None:
+    """The model's chat template, from the newest of the places where it may stand."""
+    if "chat_template.jinja" in file.files:
+        return file.file("chat_template.jinja").decode("utf-8", "replace")
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        found = read_json(file, name).get("chat_template")
+        if isinstance(found, list):  # several, by name
+            named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+            found = named.get("default")
+        if isinstance(found, str):
+            return found
+    return None
+
+
+def _end_ids(generation: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Tokens that end an answer: generation_config.json says it, else config.json; the tokenizer's own always does."""
+    found = generation.get("eos_token_id", model.get("eos_token_id"))
+    ids = found if isinstance(found, list) else [found]
+    return frozenset(x for x in (*ids, tokenizer.eos_id) if type(x) is int)
+
+
+def import_folder(directory: Path, quant: str, name: str | None = None, progress: Progress | None = None) -> Path:
+    """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
+
+    Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
+    """
+    name = store.checked_name(name or directory.resolve().name)
+    with folder.open_folder(directory) as source:
+        spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        Tokenizer(source.files["tokenizer.json"])  # a broken one is found now, not at the first run
+        path = store.path_of(name, quant)
+        writer.write_model(
+            path,
+            plan.weights,
+            names.sources(spec, plan, architecture, source.checkpoint.tensors),
+            source.checkpoint,
+            quant,
+            {"name": name, "source": str(directory.resolve()), "revision": "", "spec": spec.to_json()},
+            source.files,
+            ignored=names.ignored(spec, architecture),
+            progress=None if progress is None else lambda done, total: progress(f"{name}:{quant}", done, total),
+        )
+    return path
+
+
+def list_models() -> list[store.Model]:
+    """What is on this machine, damaged files included."""
+    return store.every()
+
+
+def remove(reference: str) -> list[Path]:
+    """Removes a model, or one of its quantizations; returns the files that are gone."""
+    return store.remove(reference)
+
+
+def describe(reference: str | None) -> dict[str, Any]:
+    """Facts about a model, without loading it, for `llm show`."""
+    with packed.open(store.find(reference)) as file:
+        spec = Spec.from_json(file.spec)
+        plan = decoder.plan(spec, _context(spec, None))
+        first = spec.layers[0]
+        kind = "f32" if file.quantization == "none" else "f16"
+        tokenizer = read_tokenizer(file)
+        kinds: dict[str, int] = {}
+        for label, entry in file.entries.items():
+            group = entry.format if entry.format in ("file", "vector") else f"{_kind(plan, label)}, {entry.format}"
+            kinds[group] = kinds.get(group, 0) + entry.stored
+        return {
+            "name": file.name,
+            "quantization": file.quantization,
+            "file": str(file.path),
+            "bytes": file.size,
+            "parameters": plan.parameters,
+            "layers": len(spec.layers),
+            "hidden": spec.hidden,
+            "heads": first.attention.heads,
+            "kv_heads": first.attention.kv_heads,
+            "head_size": first.attention.head_size,
+            "vocabulary": spec.vocab,
+            "context": spec.context,
+            "memory_bytes": _memory_needed(file, plan, -(-plan.context // BLOCK), kind),
+            "memory_context": plan.context,
+            "bytes_by_kind": kinds,
+            "tokenizer": f"{tokenizer.size:,} tokens",
+            "template": read_template(file) is not None,
+            "source": file.source,
+            "revision": file.revision,
+            "created": file.created,
+            "llm": file.llm,
+        }
+
+
+def _kind(plan: Plan, name: str) -> str:
+    return plan.weights[name].kind
+
+
+def warmup(progress: Progress | None = None) -> None:
+    """Compiles the kernels that common models need, ahead of the first run."""
+    from llmcli.backends.cpu import warmup as cpu
+
+    cpu.warmup(progress)
+
+
+@contextmanager
+def opened(reference: str | None = None, **options: Any) -> Any:
+    """`load`, closed at the end of the block."""
+    engine = load(reference, **options)
+    try:
+        yield engine
+    finally:
+        engine.close()

@@ -1,0 +1,165 @@
+"""From tokens to tokens: the loop of step, distribution, filters, draw, with the text as it becomes complete.
+
+It yields steps and never prints. One prompt, one sequence; the same steps whether they are streamed or collected.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from llmcli.backends.backend import Batch, Result
+from llmcli.engine import Engine
+from llmcli.errors import ContextOverflow, InputError, NumericalError
+from llmcli.kv import Sequence as CacheSequence
+from llmcli.sampling import filters
+from llmcli.sampling.distribution import Distribution
+from llmcli.sampling.pick import pick
+from llmcli.sampling.settings import Settings, from_generation_config
+from llmcli.text.stops import Stops
+from llmcli.text.tokenizer import Stream, Tokenizer
+
+__all__ = ["Candidate", "NextTokens", "Settings", "Step", "generate", "next_tokens", "settings_for"]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """One token of a distribution. Logarithms are natural; `prob` and `logprob` are the model's own, before filters."""
+
+    rank: int
+    """1: the likeliest."""
+    id: int
+    text: str
+    """Its bytes as UTF-8, broken characters as U+FFFD."""
+    bytes: bytes
+    logit: float
+    logprob: float
+    prob: float
+    final_prob: float
+    """Probability after penalties, filters and temperature: what the draw used."""
+    removed_by: str | None
+    """The filter that removed it: top_k, top_p, min_p, temperature, logit_bias."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One generated token, or the text left over at the end (id None)."""
+
+    id: int | None
+    text: str
+    """Text that became complete with this token: '' inside a character or a possible stop string."""
+    bytes: bytes = b""
+    position: int = -1
+    """Position of the token in its sequence, the prompt included."""
+    logprob: float = math.nan
+    rank: int = 0
+    top: list[Candidate] = field(default_factory=list)
+    finish: str | None = None
+    """Why the text ends with this step: 'stop' (a stop string), 'eos', 'length'."""
+
+
+@dataclass(frozen=True)
+class NextTokens:
+    """The distribution of the token after a text."""
+
+    candidates: list[Candidate]
+    entropy_bits: float
+
+
+def settings_for(engine: Engine, overrides: dict[str, object]) -> Settings:
+    """The defaults, then the model's generation_config.json, then the overrides that are not None."""
+    return from_generation_config(engine.generation_config).changed(overrides)
+
+
+def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0) -> Iterator[Step]:
+    """Continues the tokens `ids`; probs: how many candidates each step lists.
+
+    Raises ContextOverflow when the prompt does not fit, InputError when it is empty, NumericalError on NaN.
+    """
+    if settings.max_tokens == 0:
+        return
+    sequence = engine.cache.sequence()
+    try:
+        yield from _steps(engine, sequence, list(ids), settings, probs)
+    finally:
+        sequence.close()
+
+
+def _steps(engine: Engine, sequence: CacheSequence, history: list[int], settings: Settings, probs: int) -> Iterator[Step]:
+    stream, stops = Stream(engine.tokenizer, history), Stops(settings.stop)
+    prompt = len(history)
+    distribution = _read(engine, sequence, history)
+    while True:
+        position = len(history)
+        filtered = filters.apply(distribution, settings, history)
+        token = pick(filtered, settings.seed, position)
+        finish = _finish(engine, settings, token, position + 1 - prompt, position + 1)
+        ended = token in engine.end_ids
+        text, stopped = ("", False) if ended else stops.feed(stream.feed(token))
+        if stopped:
+            finish = "stop"
+        elif finish is not None:
+            rest, stopped = stops.feed(stream.finish())
+            text += rest if stopped else rest + stops.finish()
+            finish = "stop" if stopped else finish
+        data = engine.tokenizer.token_bytes(token)
+        top = _candidates(engine.tokenizer, distribution, filtered, probs)
+        logprob, rank = distribution.logprob(token), distribution.rank(token)
+        yield Step(token, text, data, position, logprob, rank, top, finish)
+        if finish is not None:
+            return
+        history.append(token)
+        distribution = _distribution(engine.run(Batch.of(sequence, np.array([token], np.int32))))
+
+
+def _finish(engine: Engine, settings: Settings, token: int, made: int, used: int) -> str | None:
+    if token in engine.end_ids:
+        return "eos"
+    if used > engine.context or (settings.max_tokens is not None and made >= settings.max_tokens):
+        return "length"
+    return None
+
+
+def next_tokens(engine: Engine, ids: Sequence[int], settings: Settings, count: int) -> NextTokens:
+    """The `count` likeliest next tokens after `ids`, with what the filters of `settings` make of them.
+
+    Raises as `generate` does.
+    """
+    sequence = engine.cache.sequence()
+    try:
+        distribution = _read(engine, sequence, list(ids))
+        filtered = filters.apply(distribution, settings, list(ids))
+        return NextTokens(_candidates(engine.tokenizer, distribution, filtered, count), distribution.entropy_bits)
+    finally:
+        sequence.close()
+
+
+def _read(engine: Engine, sequence: CacheSequence, ids: list[int]) -> Distribution:
+    """Computes the prompt and returns the distribution after it."""
+    if not ids:
+        raise InputError("the prompt is empty", "the model needs at least one token", "Give it some text")
+    if len(ids) > engine.context:
+        raise ContextOverflow("the prompt does not fit", f"{len(ids):,} tokens, the context has room for {engine.context:,}")
+    return _distribution(engine.run(Batch.of(sequence, np.array(ids, np.int32))))
+
+
+def _distribution(result: Result) -> Distribution:
+    """A copy of the last row: the arrays of a result are overwritten by the next step."""
+    logsumexp, entropy = float(result.logsumexp[-1]), float(result.entropy[-1])
+    if not math.isfinite(logsumexp):
+        raise NumericalError("the model's output is not a number", "NaN or infinity in the logits")
+    return Distribution(result.logits[-1].copy(), result.top_ids[-1].copy(), logsumexp, max(0.0, entropy))
+
+
+def _candidates(tokenizer: Tokenizer, distribution: Distribution, filtered: filters.Filtered, count: int) -> list[Candidate]:
+    found = []
+    for rank, token in enumerate(distribution.best(count).tolist(), 1):
+        data = tokenizer.token_bytes(token)
+        logprob = distribution.logprob(token)
+        final, removed = filtered.of(token)
+        text = data.decode("utf-8", "replace")
+        found.append(Candidate(rank, token, text, data, float(distribution.logits[token]), logprob, math.exp(logprob), final, removed))
+    return found

@@ -1,0 +1,153 @@
+"""The KV cache: what attention remembers, in blocks of 256 positions.
+
+A block holds, for every layer and kv head, the keys and values of 256 consecutive positions of one sequence:
+    keys    [16 tiles][D][16 positions]   a tile is transposed, so that lanes are positions, as lanes are rows in weights
+    values  [256 positions][Dp]           Dp is the head size padded to 16
+    bytes   [block][layer][kv head][keys | values]
+A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Reading
+beyond a sequence's length finds finite numbers (zeros, or what an earlier owner left), never garbage.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Sequence as Seq
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcli.errors import InternalError, OutOfMemory
+from llmcli.plan import CacheLayer
+
+BLOCK = 256
+"""Positions in a block."""
+LANES = 16
+
+DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+
+
+class KVCache:
+    """Storage for `blocks` blocks of a model with these layers. dtype: 'f32' or 'f16'."""
+
+    def __init__(self, layers: Seq[CacheLayer], blocks: int, dtype: str = "f16") -> None:
+        self.layers = tuple(layers)
+        self.blocks = blocks
+        self.dtype = dtype
+        self.item = DTYPES[dtype].itemsize
+        self.layer_offsets: list[int] = []
+        size = 0
+        for layer in self.layers:
+            self.layer_offsets.append(size)
+            size += layer.kv_heads * self.head_bytes(layer)
+        self.block_bytes = -(-size // 64) * 64
+        total = max(1, self.block_bytes * blocks)
+        try:
+            # Anonymous pages are zero and cost memory only once written: a long context is free until it is used.
+            self._memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except (OSError, ValueError, OverflowError) as error:
+            raise OutOfMemory(f"no room for a KV cache of {total / 2**20:,.0f} MiB", str(error)) from error
+        self.data: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
+        self._free = list(range(blocks - 1, -1, -1))
+        self._owners = [0] * blocks
+
+    @staticmethod
+    def bytes_per_block(layers: Seq[CacheLayer], dtype: str) -> int:
+        """Bytes of one block of 256 positions."""
+        item = DTYPES[dtype].itemsize
+        size = sum(x.kv_heads * BLOCK * (x.head_size + -(-x.head_size // LANES) * LANES) * item for x in layers)
+        return -(-size // 64) * 64
+
+    def key_bytes(self, layer: CacheLayer) -> int:
+        return BLOCK * layer.head_size * self.item
+
+    def head_bytes(self, layer: CacheLayer) -> int:
+        """Bytes of keys and values of one head in one block."""
+        return self.key_bytes(layer) + BLOCK * -(-layer.head_size // LANES) * LANES * self.item
+
+    def keys(self, number: int, block: int) -> npt.NDArray[np.floating]:
+        """A view of layer `number`'s keys in a block: [kv_heads, 16 tiles, D, 16]."""
+        layer, heads = self.layers[number], self._heads(number, block)
+        part = heads[:, : self.key_bytes(layer)].view(DTYPES[self.dtype])
+        return part.reshape(layer.kv_heads, BLOCK // LANES, layer.head_size, LANES)
+
+    def values(self, number: int, block: int) -> npt.NDArray[np.floating]:
+        """A view of layer `number`'s values in a block: [kv_heads, 256, Dp]."""
+        layer, heads = self.layers[number], self._heads(number, block)
+        return heads[:, self.key_bytes(layer) :].view(DTYPES[self.dtype]).reshape(layer.kv_heads, BLOCK, -1)
+
+    def _heads(self, number: int, block: int) -> npt.NDArray[np.uint8]:
+        layer = self.layers[number]
+        start = block * self.block_bytes + self.layer_offsets[number]
+        return self.data[start : start + layer.kv_heads * self.head_bytes(layer)].reshape(layer.kv_heads, -1)
+
+    def sequence(self) -> Sequence:
+        """A new, empty sequence."""
+        return Sequence(self)
+
+    def _take(self) -> int:
+        if not self._free:
+            raise OutOfMemory("the KV cache is full", f"{self.blocks * BLOCK:,} positions are in use")
+        block = self._free.pop()
+        self._owners[block] = 1
+        return block
+
+    def _share(self, block: int) -> None:
+        self._owners[block] += 1
+
+    def _release(self, block: int) -> None:
+        self._owners[block] -= 1
+        if self._owners[block] == 0:
+            self._free.append(block)
+
+    def _owned_alone(self, block: int) -> bool:
+        return self._owners[block] == 1
+
+    def _copy(self, source: int, target: int) -> None:
+        size = self.block_bytes
+        self.data[target * size : (target + 1) * size] = self.data[source * size : (source + 1) * size]
+
+
+class Sequence:
+    """One text's place in the cache: positions 0 .. length - 1 are filled."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.blocks: list[int] = []
+        self.length = 0
+
+    def extend(self, count: int) -> None:
+        """Makes room for `count` more positions and counts them in; the step that follows fills them."""
+        if count < 0:
+            raise InternalError("a sequence cannot be extended by a negative count")
+        last = self.length // BLOCK
+        if count and last < len(self.blocks) and not self.cache._owned_alone(self.blocks[last]):
+            mine = self.cache._take()
+            self.cache._copy(self.blocks[last], mine)
+            self.cache._release(self.blocks[last])
+            self.blocks[last] = mine
+        while len(self.blocks) * BLOCK < self.length + count:
+            self.blocks.append(self.cache._take())
+        self.length += count
+
+    def truncate(self, length: int) -> None:
+        """Forgets every position from `length` on."""
+        if not 0 <= length <= self.length:
+            raise InternalError(f"cannot truncate a sequence of {self.length} to {length}")
+        keep = -(-length // BLOCK)
+        for block in self.blocks[keep:]:
+            self.cache._release(block)
+        del self.blocks[keep:]
+        self.length = length
+
+    def fork(self) -> Sequence:
+        """A second sequence with the same past. Blocks are shared; whoever extends a shared partial block copies it."""
+        other = Sequence(self.cache)
+        other.blocks, other.length = list(self.blocks), self.length
+        for block in self.blocks:
+            self.cache._share(block)
+        return other
+
+    def close(self) -> None:
+        """Gives all blocks back."""
+        self.truncate(0)

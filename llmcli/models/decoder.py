@@ -1,0 +1,227 @@
+"""Spec -> Plan: the one decoder that all architectures share. Options come from the spec's fields, never from a name.
+
+A layer of the usual kind is
+    normed = norm(x);  qkv = linear(normed);  rope(q | k);  cache_write(k, v);  attended = attention(q)
+    branch = linear(attended);  x = x + branch
+    normed = norm(x);  inner = linear(normed);  inner = act(gate) * up;  branch = linear(inner);  x = x + branch
+with `parallel` residuals the second norm reads x before the first branch is added. Buffers are shared by all layers.
+Operations are primitive and neighbours belong together (linear and the add behind it, activation and multiply):
+fusing them is a backend's own business.
+"""
+
+from __future__ import annotations
+
+from llmcli.errors import ContextOverflow
+from llmcli.models import rope
+from llmcli.models.spec import Attention, Experts, Layer, Mlp, Spec, checked
+from llmcli.plan import Buffer, CacheLayer, Op, Param, Plan, Slot, Weight
+
+
+def plan(spec: Spec, context: int) -> Plan:
+    """The plan of a model for texts of up to `context` tokens. Raises CorruptFile for an impossible spec, and
+    ContextOverflow where the learned position table is shorter than the context."""
+    checked(spec)
+    if spec.positions and context > spec.positions - spec.position_offset:
+        has = f"the model has {spec.positions - spec.position_offset:,} positions"
+        raise ContextOverflow(f"a context of {context:,} tokens", has, "Lower -c")
+    build = _Builder()
+    x = build.slot("x", spec.hidden)
+    build.op("embed", "embedding", x, (), (build.weight("embedding", (spec.vocab, spec.hidden), "embedding"),))
+    if spec.embedding_scale != 1:
+        build.op("scale", "embedding scale", x, (x,), factor=spec.embedding_scale)
+    if spec.positions:
+        table = build.weight("position", (spec.positions, spec.hidden), "table")
+        build.op("position_add", "position", x, (x,), (table,), offset=spec.position_offset)
+    for number, layer in enumerate(spec.layers):
+        _layer(build, spec, layer, number, context)
+    _logits(build, spec, x)
+    cache = tuple(CacheLayer(layer.attention.kv_heads, layer.attention.head_size) for layer in spec.layers)
+    logits = build.slot("logits", spec.vocab, rows="outputs").buffer
+    return Plan(tuple(build.ops), build.buffers, build.weights, cache, spec.vocab, spec.hidden, context, logits)
+
+
+class _Builder:
+    """Collects operations, weights and buffers; a buffer is as wide as its widest use."""
+
+    def __init__(self) -> None:
+        self.ops: list[Op] = []
+        self.weights: dict[str, Weight] = {}
+        self._buffers: dict[str, Buffer] = {}
+
+    @property
+    def buffers(self) -> tuple[Buffer, ...]:
+        return tuple(self._buffers.values())
+
+    def slot(self, name: str, width: int, start: int = 0, rows: str = "tokens", dtype: str = "f32") -> Slot:
+        """Columns start .. start + width of the buffer `name`, which is made or widened to hold them."""
+        old = self._buffers.get(name)
+        self._buffers[name] = Buffer(name, max(start + width, old.width if old else 0), rows, dtype)
+        return Slot(list(self._buffers).index(name), start, width)
+
+    def weight(self, name: str, shape: tuple[int, ...], kind: str = "vector") -> str:
+        self.weights[name] = Weight(name, shape, kind)
+        return name
+
+    def op(
+        self,
+        kind: str,
+        label: str,
+        out: Slot | tuple[Slot, ...],
+        inputs: tuple[Slot, ...],
+        weights: tuple[str | None, ...] = (),
+        /,
+        **params: Param,
+    ) -> None:
+        self.ops.append(Op(kind, out if isinstance(out, tuple) else (out,), inputs, weights, params, label))
+
+    def linear(self, out: Slot, x: Slot, name: str, bias: bool, kind: str = "matrix") -> None:
+        """out = matrix @ x (+ bias); the weights are called `name` and `name`_bias."""
+        matrix = self.weight(name, (out.width, x.width), kind)
+        self.op("linear", name, out, (x,), (matrix, self.weight(f"{name}_bias", (out.width,)) if bias else None))
+
+    def norm(self, out: Slot, x: Slot, name: str, spec: Spec) -> None:
+        """One norm over all of x, of the model's kind."""
+        weights = (self.weight(name, (x.width,)), self.weight(f"{name}_bias", (x.width,)) if spec.norm.bias else None)
+        self.op("norm", name, out, (x,), weights, kind=spec.norm.kind, eps=spec.norm.eps, heads=1)
+
+
+def _layer(build: _Builder, spec: Spec, layer: Layer, number: int, context: int) -> None:
+    name = f"layers.{number}"
+    x, normed, branch = (build.slot(buffer, spec.hidden) for buffer in ("x", "normed", "branch"))
+    build.norm(normed, x, f"{name}.attention_norm", spec)
+    attended = _attention(build, spec, layer, normed, number, context)
+    parallel = layer.residual == "parallel"
+    if parallel and not layer.shared_norm:
+        build.norm(normed, x, f"{name}.mlp_norm", spec)
+    build.linear(branch, attended, f"{name}.attention_out", layer.attention.out_bias)
+    build.op("add", f"{name}.attention_add", x, (x, branch))
+    if not parallel:
+        build.norm(normed, x, f"{name}.mlp_norm", spec)
+    if layer.mlp:
+        _mlp(build, layer.mlp, branch, normed, name)
+    if layer.experts:
+        _experts(build, layer.experts, branch, normed, name)
+    build.op("add", f"{name}.mlp_add", x, (x, branch))
+
+
+def _attention(build: _Builder, spec: Spec, layer: Layer, normed: Slot, number: int, context: int) -> Slot:
+    name, a = f"layers.{number}", layer.attention
+    query_width, key_width = a.heads * a.head_size, a.kv_heads * a.head_size
+    qkv = build.slot("qkv", query_width + 2 * key_width)
+    query, key, value, both = (
+        build.slot("qkv", width, start)
+        for width, start in (
+            (query_width, 0),
+            (key_width, query_width),
+            (key_width, query_width + key_width),
+            (query_width + key_width, 0),
+        )
+    )
+    build.linear(qkv, normed, f"{name}.qkv", a.bias)
+    if a.qk_norm:
+        _qk_norm(build, spec, a, query, a.heads, f"{name}.query_norm")
+        _qk_norm(build, spec, a, key, a.kv_heads, f"{name}.key_norm")
+    if layer.rope:
+        build.op(
+            "rope",
+            f"{name}.rope",
+            both,
+            (both,),
+            heads=a.heads + a.kv_heads,
+            head_size=a.head_size,
+            size=layer.rope.size,
+            interleaved=layer.rope.interleaved,
+            frequencies=rope.frequencies(layer.rope, context),
+            factor=rope.attention_factor(layer.rope),
+        )
+    build.op("cache_write", f"{name}.cache_write", (), (key, value), layer=number)
+    attended = build.slot("attended", query_width)
+    build.op(
+        "attention",
+        f"{name}.attention",
+        attended,
+        (query,),
+        (build.weight(f"{name}.sinks", (a.heads,)) if a.sinks else None,),
+        layer=number,
+        heads=a.heads,
+        kv_heads=a.kv_heads,
+        head_size=a.head_size,
+        scale=a.scale,
+        window=a.window,
+        softcap=a.softcap,
+        slopes=a.alibi,
+    )
+    return attended
+
+
+def _qk_norm(build: _Builder, spec: Spec, a: Attention, x: Slot, heads: int, name: str) -> None:
+    """Normalises queries or keys in place; only the 'head' kind shares one weight over the heads."""
+    weight = build.weight(name, (a.head_size if a.qk_norm == "head" else x.width,))
+    segments = 1 if a.qk_norm == "full" else heads
+    build.op("norm", name, x, (x,), (weight, None), kind=spec.norm.kind, eps=spec.norm.eps, heads=segments)
+
+
+def _mlp(build: _Builder, mlp: Mlp, out: Slot, x: Slot, name: str) -> None:
+    first = build.slot("inner", mlp.size)
+    up = build.slot("inner", mlp.size, mlp.size) if mlp.gated else None
+    whole = build.slot("inner", 2 * mlp.size) if mlp.gated else first
+    build.linear(whole, x, f"{name}.gate_up" if mlp.gated else f"{name}.up", mlp.bias)
+    build.op("activation", f"{name}.activation", first, (first,), kind=mlp.activation)
+    if up:
+        build.op("multiply", f"{name}.multiply", first, (first, up))
+    build.linear(out, first, f"{name}.down", mlp.bias)
+
+
+def _experts(build: _Builder, experts: Experts, out: Slot, x: Slot, name: str) -> None:
+    e, hidden, inner = experts, x.width, experts.size * (2 if experts.gated else 1)
+    router = build.slot("router", e.count)
+    ids, shares = build.slot("expert_ids", e.chosen, dtype="i32"), build.slot("expert_weights", e.chosen)
+    build.linear(router, x, f"{name}.router", e.router_bias, "router")
+    build.op(
+        "route",
+        f"{name}.route",
+        (ids, shares),
+        (router,),
+        count=e.count,
+        chosen=e.chosen,
+        softmax=e.softmax,
+        normalise=e.normalise,
+        scale=e.scale,
+    )
+    weights = (
+        build.weight(f"{name}.experts_up", (e.count, inner, hidden), "experts"),
+        build.weight(f"{name}.experts_down", (e.count, hidden, e.size), "experts"),
+        build.weight(f"{name}.experts_up_bias", (e.count, inner)) if e.bias else None,
+        build.weight(f"{name}.experts_down_bias", (e.count, hidden)) if e.bias else None,
+    )
+    build.op(
+        "experts",
+        f"{name}.experts",
+        out,
+        (x, ids, shares),
+        weights,
+        count=e.count,
+        chosen=e.chosen,
+        activation=e.activation,
+        gated=e.gated,
+        size=e.size,
+    )
+
+
+def _logits(build: _Builder, spec: Spec, x: Slot) -> None:
+    """From the last layer to the logits of the wanted rows."""
+    wanted = build.slot("wanted", spec.hidden, rows="outputs")
+    logits = build.slot("logits", spec.vocab, rows="outputs")
+    build.op("select_rows", "select", wanted, (x,))
+    if spec.final_norm:
+        build.norm(wanted, wanted, "final_norm", spec)
+    if spec.tied:
+        bias = build.weight("head_bias", (spec.vocab,)) if spec.head_bias else None
+        build.op("linear", "head", logits, (wanted,), ("embedding", bias))
+    else:
+        build.linear(logits, wanted, "head", spec.head_bias, "head")
+    if spec.logit_scale != 1:
+        build.op("scale", "logit scale", logits, (logits,), factor=spec.logit_scale)
+    if spec.logit_softcap:
+        build.op("softcap", "logit softcap", logits, (logits,), cap=spec.logit_softcap)
+    build.op("top", "top", (), (logits,))

@@ -1,0 +1,127 @@
+"""A file that appears whole or not at all, whatever happens meanwhile: a fault, a signal, kill -9, a power cut.
+
+The bytes go to a hidden temporary file beside the final name; then fsync, rename, and fsync of the folder. Processes
+that write the same name take turns (a lock file), and whoever writes next removes what dead processes left behind.
+Where the file system has no locks, two writers do the same work twice and the later rename wins: still whole.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import secrets
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from llmcli.errors import DiskError
+
+MIB = 2**20
+
+
+@contextmanager
+def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None = None) -> Iterator[int]:
+    """A descriptor to write the new contents of `path` to; leaving the block without an exception puts them there.
+
+    size: bytes that will be written; refused at once where the disk has less room. waiting: called with the process
+    id of another writer of the same name before it is waited for. Raises DiskError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _turn(path.with_name(f".{path.name}.lock"), waiting):
+            _clean(path.parent)
+            free = shutil.disk_usage(path.parent).free
+            if size > free:
+                raise DiskError(f"{path} cannot be written", f"it needs {size / MIB:,.1f} MiB and the disk has {free / MIB:,.1f} MiB free")
+            descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+            try:
+                with suppress(OSError):
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # a sign of life for _clean
+                yield descriptor
+                os.fsync(descriptor)
+                os.rename(temporary, path)
+                _sync_folder(path.parent)
+            except BaseException:
+                with suppress(FileNotFoundError):
+                    os.unlink(temporary)
+                raise
+            finally:
+                os.close(descriptor)
+    except OSError as error:
+        raise DiskError(f"{path} cannot be written", error.strerror or str(error)) from error
+
+
+@contextmanager
+def _turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
+    """Holds the lock file `path`, which is there only while somebody holds or wants it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            _lock(descriptor, waiting)
+            if _is_at(descriptor, path):
+                break
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its holder removed it while we waited: what is there now is another file
+    try:
+        os.truncate(descriptor, 0)
+        os.write(descriptor, str(os.getpid()).encode())
+        yield
+    finally:
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, waiting: Callable[[int], None] | None) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 20, 0)
+        if waiting is not None and holder.isdigit():
+            waiting(int(holder))
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+    except OSError:
+        return  # no locks on this file system
+
+
+def _is_at(descriptor: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+
+
+def _clean(folder: Path) -> None:
+    """Removes the temporary files of processes that are gone: nobody holds their lock, and their id is not in use."""
+    for path in folder.glob(".*.part"):
+        process = path.name.removesuffix(".part").rpartition(".")[2].partition("-")[0]
+        if not process.isdigit() or _alive(int(process)):
+            continue
+        with suppress(OSError):
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(descriptor)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,229 @@
+"""From a checkpoint's tensors to the plan's weights: which tensors make a weight, and its rows as float32 on request.
+
+`check` compares everything that the plan needs with what the headers promise, before anything is allocated. `matrices`
+then gives a weight as one or more matrices whose rows are read when asked for, so that a large matrix is packed a few
+rows at a time. The transform words are those of `models/names.py`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from math import prod
+from typing import Any, Protocol
+
+import numpy as np
+
+from llmcli.errors import CorruptFile, InternalError, NumericalError, UnsupportedModel
+from llmcli.formats.bf16 import widen
+from llmcli.formats.format import Bytes, Floats
+from llmcli.plan import Weight
+from llmcli.weights.safetensors import Tensor, shown
+
+FLOAT_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
+"""Our format for each type of float that a checkpoint may hold."""
+WIDEST = 1 << 20
+"""Elements that are widened to float32 at once."""
+
+
+class Source(Protocol):
+    """How one weight is made (models/names.py): a transform word, tensor names, query heads for split_qkv_neox."""
+
+    @property
+    def transform(self) -> str: ...
+    @property
+    def names(self) -> tuple[str, ...]: ...
+    @property
+    def heads(self) -> int: ...
+
+
+class Reader(Protocol):
+    """Where tensors come from (folder.Checkpoint)."""
+
+    @property
+    def tensors(self) -> Mapping[str, Tensor]: ...
+    def read(self, name: str, start: int, size: int) -> Bytes: ...
+
+
+class Matrix(Protocol):
+    """A [rows, columns] matrix whose rows can be had a few at a time, in ascending order."""
+
+    rows: int
+    columns: int
+
+    def read(self, start: int, stop: int) -> Floats:
+        """Rows start .. stop, f32. Raises NumericalError naming the tensor and the place of a NaN or infinity."""
+        ...
+
+
+def check(
+    weights: Mapping[str, Weight], sources: Mapping[str, Source], tensors: Mapping[str, Tensor], ignored: tuple[str, ...] = ()
+) -> None:
+    """Raises CorruptFile listing the first five tensors that are missing, misshaped or not used by any weight, and
+    UnsupportedModel for a type that we do not read. ignored: endings of names that need not be used."""
+    faults: list[str] = []
+    used: set[str] = set()
+    for name, weight in weights.items():
+        source = sources[name]
+        used.update(source.names)
+        missing = [f"{shown(n)} is missing" for n in source.names if n not in tensors]
+        faults += missing or _misshaped(weight, source, [tensors[n] for n in source.names])
+    faults += [f"{shown(n)} is not part of the model" for n in tensors if n not in used and not n.endswith(ignored)]
+    if faults:
+        more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise CorruptFile("the weights do not fit config.json", "; ".join(faults[:5]) + more)
+    for name in sorted(used):
+        if tensors[name].dtype not in FLOAT_FORMATS:
+            stored = f"it is stored as {tensors[name].dtype}, and llm reads {', '.join(FLOAT_FORMATS)}"
+            raise UnsupportedModel(f"tensor {shown(name)}", stored, "Use the original model in one of these types")
+
+
+def _misshaped(weight: Weight, source: Source, tensors: list[Tensor]) -> list[str]:
+    """What is wrong with the shapes of a weight's tensors: nothing, or one text a tensor."""
+    shape = weight.shape
+    match source.transform:
+        case "copy" | "split_qkv_neox":
+            return _unlike(tensors, shape)
+        case "transpose":
+            return _unlike(tensors, shape[::-1])
+        case "stack":
+            return _unlike(tensors, shape[1:])
+        case "concat":
+            return _unlike_parts([tensors], shape)
+        case "stack_concat":
+            return _unlike_parts([tensors[i : i + 2] for i in range(0, len(tensors), 2)], shape[1:])
+    raise InternalError(f"unknown transform {source.transform}")
+
+
+def _unlike(tensors: list[Tensor], shape: tuple[int, ...]) -> list[str]:
+    return [f"{shown(t.name)} is {list(t.shape)}, not {list(shape)}" for t in tensors if t.shape != shape]
+
+
+def _unlike_parts(wholes: list[list[Tensor]], shape: tuple[int, ...]) -> list[str]:
+    """The tensors of each whole must, one after the other, have this shape."""
+    faults = []
+    for parts in wholes:
+        odd = [t for t in parts if len(t.shape) != len(shape) or t.shape[1:] != shape[1:]]
+        faults += [f"{shown(t.name)} is {list(t.shape)}, not {['any', *shape[1:]]}".replace("'", "") for t in odd]
+        rows = sum(t.shape[0] for t in parts if t not in odd)
+        if not odd and rows != shape[0]:
+            faults.append(f"{shown(parts[0].name)} and those joined to it have {rows:,} rows, not {shape[0]:,}")
+    return faults
+
+
+def float_format(source: Source, tensors: Mapping[str, Tensor]) -> str:
+    """The float format that holds the source's tensors as they come: f32 where their types differ."""
+    found = {FLOAT_FORMATS[tensors[name].dtype] for name in source.names}
+    return found.pop() if len(found) == 1 else "f32"
+
+
+def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
+    """The weight as matrices [N, K]: one, or one an expert. A vector [n] is a matrix of one column."""
+    names = source.names
+    match source.transform:
+        case "copy":
+            count = weight.shape[0] if len(weight.shape) == 3 else 1
+            rows = _height(weight.shape) // count
+            return [_Stored(reader, names[0], e * rows, rows) for e in range(count)]
+        case "transpose":
+            return [_Rearranged(reader, names[0], np.arange(weight.shape[0]), transposed=True)]
+        case "split_qkv_neox":
+            order = np.arange(weight.shape[0]).reshape(source.heads, 3, -1).swapaxes(0, 1).ravel()
+            return [_Rearranged(reader, names[0], order)]
+        case "concat":
+            return [_Joined([_whole(reader, name) for name in names])]
+        case "stack":
+            return [_whole(reader, name) for name in names]
+        case "stack_concat":
+            return [_Joined([_whole(reader, name) for name in pair]) for pair in zip(names[::2], names[1::2], strict=True)]
+    raise InternalError(f"unknown transform {source.transform}")
+
+
+def chunks(matrix: Matrix, step: int) -> Iterator[tuple[int, Floats]]:
+    """All rows of a matrix, in blocks of a multiple of `step` rows and about WIDEST elements: (first row, rows)."""
+    block = max(step, WIDEST // max(matrix.columns, 1) // step * step)
+    for start in range(0, matrix.rows, block):
+        yield start, matrix.read(start, min(start + block, matrix.rows))
+
+
+def _width(shape: tuple[int, ...]) -> int:
+    """Columns of a tensor seen as rows: its last dimension, or 1 for a vector."""
+    return shape[-1] if len(shape) > 1 else 1
+
+
+def _height(shape: tuple[int, ...]) -> int:
+    return prod(shape) // _width(shape)
+
+
+class _Stored:
+    """Rows first .. first + rows of a tensor, as they are stored."""
+
+    def __init__(self, reader: Reader, name: str, first: int, rows: int) -> None:
+        self._reader, self._tensor, self._first = reader, reader.tensors[name], first
+        self.rows, self.columns = rows, _width(self._tensor.shape)
+
+    def read(self, start: int, stop: int) -> Floats:
+        tensor, first, count = self._tensor, self._first + start, stop - start
+        width = self.columns * _STORED[tensor.dtype].itemsize
+        values = _decode(self._reader.read(tensor.name, first * width, count * width), tensor.dtype)
+        _check_finite(values, first * self.columns, tensor)
+        return values.reshape(count, self.columns)
+
+
+def _whole(reader: Reader, name: str) -> _Stored:
+    return _Stored(reader, name, 0, _height(reader.tensors[name].shape))
+
+
+class _Rearranged:
+    """A tensor read whole, once, and kept as it is stored; its rows (or columns, transposed) in another order."""
+
+    def __init__(self, reader: Reader, name: str, order: np.ndarray[tuple[int], np.dtype[np.intp]], transposed: bool = False) -> None:
+        self._reader, self._tensor, self._order, self._transposed = reader, reader.tensors[name], order, transposed
+        self.rows = len(order)
+        self.columns = self._tensor.shape[0] if transposed else _width(self._tensor.shape)
+        self._raw: Bytes | None = None
+
+    def read(self, start: int, stop: int) -> Floats:
+        tensor = self._tensor
+        if self._raw is None:
+            self._raw = self._reader.read(tensor.name, 0, tensor.size)
+            item = _STORED[tensor.dtype].itemsize
+            for at in range(0, tensor.size, WIDEST * item):
+                _check_finite(_decode(self._raw[at : at + WIDEST * item], tensor.dtype), at // item, tensor)
+        stored = self._raw.view(_STORED[tensor.dtype]).reshape(tensor.shape[0], -1)
+        rows = (stored.T if self._transposed else stored)[self._order[start:stop]]
+        return _decode(np.ascontiguousarray(rows).view(np.uint8).ravel(), tensor.dtype).reshape(stop - start, self.columns)
+
+
+class _Joined:
+    """Matrices below each other."""
+
+    def __init__(self, parts: list[_Stored]) -> None:
+        self._parts = parts
+        self.rows, self.columns = sum(part.rows for part in parts), parts[0].columns
+
+    def read(self, start: int, stop: int) -> Floats:
+        found, above = [], 0
+        for part in self._parts:
+            first, last = max(start - above, 0), min(stop - above, part.rows)
+            if first < last:
+                found.append(part.read(first, last))
+            above += part.rows
+        return found[0] if len(found) == 1 else np.concatenate(found)
+
+
+_STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
+
+
+def _decode(raw: Bytes, dtype: str) -> Floats:
+    """A tensor's bytes as float32."""
+    values = raw.view(_STORED[dtype])
+    return widen(values) if dtype == "BF16" else values.astype(np.float32, copy=False)
+
+
+def _check_finite(values: Floats, first: int, tensor: Tensor) -> None:
+    """Raises NumericalError unless all values are finite. first: the place in the tensor of the first one."""
+    if not values.size or np.isfinite(values.min()) and np.isfinite(values.max()):
+        return
+    at = int(np.flatnonzero(~np.isfinite(values))[0])
+    place = [int(i) for i in np.unravel_index(first + at, tensor.shape)]
+    raise NumericalError(f"tensor {shown(tensor.name)}", f"it holds {values.flat[at]} at {place}", "Get the model again")

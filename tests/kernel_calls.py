@@ -1,0 +1,69 @@
+"""Compiling and calling one CPU kernel at a time, for tests: `call(kernel("linear.int4", 8), args, chunks)`."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib
+import re
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numba
+import numpy as np
+import numpy.typing as npt
+from numba import types
+
+from llmcli.backends.cpu.records import HEADER, pack
+
+SIGNATURE = types.void(types.intp, types.intp, types.intp)
+POINTER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_ssize_t] * 3)
+
+
+class Kernel:
+    """A compiled kernel; calls follow Numba's convention: status = f(&result, &exception, args, chunk, thread)."""
+
+    def __init__(self, function: Callable[[int, int, int], None]) -> None:
+        jitted = numba.njit(SIGNATURE, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
+        self.compiled: Any = next(iter(jitted.overloads.values()))
+        self.function = POINTER(self.compiled.library.get_pointer_to_function(self.compiled.fndesc.llvm_func_name))
+
+    def __call__(self, args: npt.NDArray[np.int64], chunk: int, thread: int = 0) -> None:
+        unused = (ctypes.c_void_p * 2)()
+        status = self.function(ctypes.addressof(unused), ctypes.addressof(unused) + 8, args.ctypes.data, chunk, thread)
+        assert status == 0
+
+    @property
+    def assembly(self) -> str:
+        return str(self.compiled.library.get_asm_str())
+
+    def calls(self) -> list[str]:
+        """The call instructions in the kernel: an empty list means that its object needs no other symbol."""
+        return re.findall(r"^\s+(?:call|bl)[a-z]*\s.*$", self.assembly, re.MULTILINE)
+
+
+def factory(name: str) -> Callable[..., Callable[[int, int, int], None]]:
+    """The factory of a kernel by its full name, such as 'linear.int4'."""
+    module, short = name.split(".")
+    found = importlib.import_module(f"llmcli.backends.cpu.kernels.{module}").KERNELS[short]
+    return found  # type: ignore[no-any-return]
+
+
+@functools.cache
+def kernel(name: str, *params: Any) -> Kernel:
+    """The compiled kernel; each is compiled once a session."""
+    return Kernel(factory(name)(*params))
+
+
+def call(kernel: Kernel, args: npt.NDArray[np.int64], chunks: Iterable[int]) -> None:
+    for chunk in chunks:
+        kernel(args, chunk)
+
+
+def header(**values: int) -> npt.NDArray[np.int64]:
+    """A step's header; fields that are not given are 0."""
+    return pack(HEADER, **{**dict.fromkeys(HEADER._fields, 0), **values})
+
+
+def address(array: npt.NDArray[Any] | None) -> int:
+    return 0 if array is None else int(array.ctypes.data)

@@ -1,0 +1,140 @@
+"""Who may import whom. The table is docs/architecture.md's; here it is checked, lazy imports included."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import llmcli
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = Path(llmcli.__file__).parent
+
+BOTTOM = {"errors", "places", "memory", "interrupt"}
+"""Modules without a model in them: they know errors and the machine."""
+
+# Module or folder (the longest prefix counts) -> what of ours it may import. A folder may always import from itself.
+OURS: dict[str, set[str]] = {
+    "errors": set(),
+    "ops": set(),
+    "places": {"errors"},
+    "memory": {"errors"},
+    "interrupt": {"errors"},
+    "settings": {"errors", "places"},
+    "plan": {"errors", "ops"},
+    "kv": {"errors", "plan"},
+    "formats": {"errors"},
+    "models": {"errors", "ops", "plan"},
+    "weights": BOTTOM | {"settings", "plan", "formats"},
+    "text": {"errors"},
+    "sampling": {"errors"},
+    "backends.backend": {"errors", "ops", "plan", "formats", "kv"},
+    "backends.reference": BOTTOM | {"ops", "plan", "formats", "kv", "backends.backend"},
+    "backends.cpu": BOTTOM | {"ops", "plan", "formats", "kv", "backends.backend"},
+    "engine": BOTTOM | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
+    "generate": {"errors", "engine", "kv", "sampling", "text", "backends.backend"},
+    "cli": BOTTOM | {"engine", "generate", "sampling.settings", "text"},
+    "__main__": {"cli"},
+}
+
+# Packages of others -> where they may be imported. What is not listed may not be imported at all.
+THEIRS: dict[str, set[str]] = {
+    "rich": {"cli"},
+    "platformdirs": {"places"},
+    "jinja2": {"text"},
+    "tokenizers": {"text"},
+    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "generate"},
+    "llvmlite": {"backends.cpu"},
+    "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Name without the package -> file; a folder's __init__ has the folder's name."""
+    found = {}
+    for path in sorted(PACKAGE.rglob("*.py")):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Every module that the file imports, wherever in it the import stands; 'llmcli' itself has the version only."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: line {node.lineno} is a relative import"
+            for name in node.names:
+                whole = f"{node.module}.{name.name}"
+                yield whole if whole.removeprefix("llmcli.") in MODULES else str(node.module)
+
+
+def within(module: str, folder: str) -> bool:
+    return module == folder or module.startswith(f"{folder}.")
+
+
+def test_every_module_is_in_the_table() -> None:
+    unknown = [name for name in MODULES if name and not any(within(name, key) for key in OURS) and not any(within(key, name) for key in OURS)]
+    assert not unknown, f"add {unknown} to the table of import directions"
+    stale = [key for key in OURS if not any(within(name, key) for name in MODULES)]
+    assert not stale, f"the table of import directions lists {stale}, which do not exist"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_of_ours(name: str) -> None:
+    keys = [key for key in OURS if within(name, key)]
+    home = max(keys, key=len) if keys else None
+    allowed = OURS[home] if home else set()
+    for imported in imports(MODULES[name]):
+        if not within(imported, "llmcli"):
+            continue
+        target = imported.removeprefix("llmcli").removeprefix(".")
+        inside = home is not None and within(target, home)
+        assert target == "" or inside or any(within(target, key) for key in allowed), f"llmcli.{name} may not import {imported}"
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_imports_of_others(name: str) -> None:
+    for imported in imports(MODULES[name]):
+        top = imported.partition(".")[0]
+        if top == "llmcli" or top in sys.stdlib_module_names:
+            continue
+        assert any(within(name, place) for place in THEIRS.get(top, ())), f"llmcli.{name} may not import {imported}"
+
+
+def test_kernels_are_imported_by_their_compiler_only() -> None:
+    """Numba takes longer to import than the demo model takes to answer."""
+    kernels = "backends.cpu.kernels"
+    for name, path in MODULES.items():
+        if not within(name, kernels) and name != "backends.cpu.compile":
+            for imported in imports(path):
+                assert not within(imported.removeprefix("llmcli."), kernels), f"llmcli.{name} imports {imported}"
+
+
+@pytest.mark.parametrize("package", ["pickle", "marshal", "shelve"])
+def test_nothing_unpickles(package: str) -> None:
+    """Such files run code, and ours come from strangers."""
+    for name, path in MODULES.items():
+        assert package not in {imported.partition(".")[0] for imported in imports(path)}, f"llmcli.{name} imports {package}"
+
+
+def test_the_package_itself_imports_nothing_heavy() -> None:
+    code = "import sys, llmcli; print(sorted({'numpy', 'numba', 'llvmlite', 'tokenizers', 'rich'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_one_copy_of_the_package_is_tested(tmp_path: Path) -> None:
+    """Commands that tests start must run the code that tests import: not half a checkout and half an installed package."""
+    code = "import llmcli; print(llmcli.__file__)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True)
+    assert Path(done.stdout.strip()) == Path(llmcli.__file__)

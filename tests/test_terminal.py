@@ -1,0 +1,159 @@
+"""What reaches a terminal, a pipe and a closed pipe: with a model that says whatever a test wants."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyte
+import pytest
+
+from terminal import FAKE, environment, on_terminal
+
+ATTACKS = [
+    "\x1b[31mred\x1b[0m",
+    "\x1b]0;title\x07",
+    "\x1b]52;c;aGk=\x07",
+    "\x1b]8;;http://example.org\x1b\\link\x1b]8;;\x1b\\",
+    "\x1bP+q544e\x1b\\",
+    "\x9b31m",
+    "\x9d0;t\x9c",
+    "a\x08\x08b\rc\x7f",
+    "\x0e\x0f\x05",
+    "\u202eevil\u202c",
+    "\u2066x\u2069",
+]
+
+
+def _pieces() -> list[str]:
+    """Every attack whole and cut at every character: some 300 tokens."""
+    pieces = []
+    for attack in ATTACKS:
+        for cut in range(len(attack)):
+            pieces += [attack[:cut], attack[cut:], "\n"]
+    return pieces
+
+
+def test_a_terminal_never_gets_what_it_would_obey() -> None:
+    code, shown = on_terminal([FAKE, "run", "hi", "-q"], {"FAKE_TEXTS": json.dumps(_pieces())})
+    assert code == 0
+    text = shown.decode()
+    assert "\\x1b[31mred" in text and "\\x9b31m" in text and "\\u202e" in text
+    assert not [c for c in text.replace("\r\n", "\n") if c != "\n" and (ord(c) < 32 or 127 <= ord(c) < 160 or c in "\u202e\u2066")]
+
+
+def test_a_pipe_gets_the_text_unchanged() -> None:
+    pieces = _pieces()
+    spoken = environment({"FAKE_TEXTS": json.dumps(pieces)})
+    done = subprocess.run([sys.executable, FAKE, "run", "hi", "--no-stdin"], env=spoken, capture_output=True, timeout=20)
+    assert done.stdout.decode() == "".join(pieces)
+    assert done.stderr == b""
+
+
+def test_names_in_messages_are_filtered() -> None:
+    code, shown = on_terminal([FAKE, "run", "hi"], {"FAKE_TEXTS": '["raise"]', "FAKE_ERROR": r"ValueError('\x1b]0;x\x07 a\nb')"})
+    assert code == 70
+    message = shown.split(b"error:")[1].replace(b"\x1b[0m", b"")
+    assert b"\\x1b]0;x\\x07 a\\nb" in message
+    assert b"\x1b" not in message and message.count(b"\n") == 1
+
+
+def test_the_prompt_is_shown_before_its_continuation() -> None:
+    screen = pyte.Screen(40, 5)
+    code, shown = on_terminal([FAKE, "run", "Once upon"], {"FAKE_TEXTS": '[" a", " time"]'})
+    pyte.ByteStream(screen).feed(shown)
+    assert code == 0
+    assert screen.display[0].rstrip() == "Once upon a time"
+
+
+def test_errors_are_red_only_where_colours_are_wanted() -> None:
+    words = [FAKE, "run", "hi", "--temp", "x"]
+    assert b"\x1b[1;31m" in on_terminal(words)[1]
+    assert b"\x1b" not in on_terminal(words, {"NO_COLOR": "1"})[1]
+    assert b"\x1b" not in on_terminal(words, {"TERM": "dumb"})[1]
+    assert b"\x1b" not in on_terminal([FAKE, "run", "hi", "--color", "never", "-m"])[1].replace(b"\x1b[1;31m", b"").replace(b"\x1b[0m", b"")
+    piped = subprocess.run([sys.executable, *words], env=environment({}), capture_output=True, timeout=20)
+    assert b"\x1b" not in piped.stderr
+
+
+def test_a_terminal_without_a_prompt_is_a_clear_error() -> None:
+    code, shown = on_terminal([FAKE, "run"])
+    assert code == 2
+    assert b"no text: standard input is a terminal. Give one as an argument" in shown
+
+
+@pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_signals_end_it_with_the_text_so_far(number: int, expected: int) -> None:
+    slow = {"FAKE_TEXTS": '["word "]', "FAKE_REPEAT": "1000", "FAKE_DELAY": "0.05"}
+    start = time.monotonic()
+    code, shown = on_terminal([FAKE, "run", "hi"], slow, b"word word", number)
+    assert code == expected
+    assert b"word word" in shown and b"Traceback" not in shown
+    assert shown.endswith(b"\n") and time.monotonic() - start < 5
+    code, shown = on_terminal([FAKE, "run", "hi", "--no-stream", "--stop", "x"], {**slow, "FAKE_DELAY": "0"})
+    assert code == 0 and shown.count(b"word") == 1000
+
+
+def test_an_interrupted_answer_leaves_no_file(tmp_path: Path) -> None:
+    words = [FAKE, "run", "hi", "-o", str(tmp_path / "out.txt"), "--stats"]
+    slow = {"FAKE_REPEAT": "1000", "FAKE_DELAY": "0.05"}
+    process = subprocess.Popen([sys.executable, *words], env=environment(slow), stdin=subprocess.DEVNULL)
+    deadline = time.monotonic() + 10
+    while not os.listdir(tmp_path) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert os.listdir(tmp_path)
+    process.send_signal(signal.SIGINT)
+    assert process.wait(timeout=10) == 130
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("words", [["run", "hi"], ["run", "hi", "--json"], ["run", "hi", "--jsonl"], ["run", "--help"], ["--help"]])
+def test_a_closed_pipe_is_silent(words: list[str]) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    many = {"FAKE_TEXTS": '["line\\n"]', "FAKE_REPEAT": "5000"}
+    with subprocess.Popen(
+        [sys.executable, FAKE, *words], env=environment(many), stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE
+    ) as process:
+        message = process.communicate(timeout=20)[1]
+    os.close(writer)
+    assert (process.returncode, message) == (141, b"")
+
+
+def test_a_pipe_closed_halfway_is_silent() -> None:
+    command = f"{sys.executable} {FAKE} run hi --no-stdin | head -1; echo ${{PIPESTATUS[0]}}"
+    many = environment({"FAKE_TEXTS": '["line\\n"]', "FAKE_REPEAT": "20000"})
+    done = subprocess.run(["bash", "-c", command], env=many, capture_output=True, timeout=30)
+    assert (done.stdout, done.stderr) == (b"line\n141\n", b"")
+
+
+def test_a_full_disk_is_an_error_of_the_disk() -> None:
+    if not os.path.exists("/dev/full"):
+        pytest.skip("no /dev/full here")
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, FAKE, "run", "hi", "--no-stdin"], env=environment({}), stdout=full, stderr=subprocess.PIPE)
+    assert done.returncode == 7
+    assert done.stderr.startswith(b"llm: error:") and done.stderr.count(b"\n") == 1
+
+
+def test_a_closed_standard_output_is_an_error() -> None:
+    command = f"{sys.executable} {FAKE} run hi --no-stdin >&-"
+    done = subprocess.run(["bash", "-c", command], env=environment({}), capture_output=True, timeout=30)
+    assert done.returncode == 7
+    assert b"standard output: it is closed" in done.stderr
+
+
+def test_the_locale_does_not_matter() -> None:
+    for extra in ({"LANG": "C", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}, {"PYTHONIOENCODING": "ascii"}):
+        done = subprocess.run(
+            [sys.executable, FAKE, "run", "hi", "--no-stdin"],
+            env=environment({"FAKE_TEXTS": json.dumps(["日本語 é 👩\u200d👧"]), **extra}),
+            capture_output=True,
+            timeout=20,
+        )
+        assert done.stdout.decode() == "日本語 é 👩\u200d👧\n"

@@ -1,0 +1,84 @@
+"""Makes tests/fixtures/archs: tiny random models with the logits that the original implementation gives for them.
+
+    python -m venv venv && venv/bin/pip install torch==2.13.0 transformers==5.23.0 safetensors numpy
+    PYTHONPATH=. venv/bin/python tools/make_golden.py [VARIANT ...]
+
+For each variant in an architecture file's TINY: config.json as transformers writes it, model.safetensors (or shards
+with an index) in the variant's dtype, and golden.npz with `ids` i32 [T] and `logits` f32 [T, V], computed in float32
+from the stored weights. Weights are random but lively: no norm is all ones, no bias zero, and the attention is sharp
+enough for a wrong mask or rotation to show, yet not so sharp that rounding does. tests/test_archs.py compares.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import transformers
+
+from llmcli.models import architectures
+
+PLACE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "archs"
+TOKENS = 40
+"""Tokens of a text, where the model's context is not longer: then the text fills it."""
+SHARDED = {"mixtral": "60kB"}
+"""Variants saved in several files, and the size of one."""
+GAINS = {"q_proj": 1.25, "k_proj": 1.25, "query_key_value": 1.4, "c_attn": 1.4, ".gate.": 2.0, "embed_tokens": 2.0, "wte": 2.0}
+"""Part of a matrix's name -> how much larger than 1 / sqrt(columns) its numbers are: sharp attention, clear routing."""
+
+
+@torch.no_grad()
+def enliven(model: torch.nn.Module, generator: torch.Generator) -> None:
+    """Random weights under which every part of the model matters."""
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator)
+        if name.endswith("bias"):
+            parameter.copy_(0.2 * noise)
+        elif parameter.ndim == 1:
+            parameter.copy_(1 + 0.3 * noise)
+        else:
+            gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
+            parameter.copy_(gain * noise * parameter.shape[-1] ** -0.5)
+
+
+def make(variant: str, config: dict[str, Any]) -> None:
+    generator = torch.Generator().manual_seed(zlib.crc32(variant.encode()))
+    dtype = getattr(torch, config.get("torch_dtype", "float32"))
+    settings = {name: value for name, value in config.items() if value is not None or name == "sliding_window"}
+    described = transformers.AutoConfig.for_model(**{**settings, "torch_dtype": "float32"})
+    model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
+    enliven(model, generator)
+    place = PLACE / variant
+    place.mkdir(parents=True, exist_ok=True)
+    for old in place.iterdir():
+        old.unlink()
+    model.to(dtype).save_pretrained(place, max_shard_size=SHARDED.get(variant, "1GB"))
+    (place / "generation_config.json").unlink(missing_ok=True)
+    # Read back rather than widened: `to(dtype)` rounds the rotary frequencies too, which no file holds.
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
+    length = max(TOKENS, described.max_position_embeddings)
+    ids = torch.randint(0, described.vocab_size, (1, length), generator=generator)
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits[0].float()
+    np.savez_compressed(place / "golden.npz", ids=ids[0].numpy().astype(np.int32), logits=logits.numpy())
+    size = sum(file.stat().st_size for file in place.iterdir())
+    print(f"{variant:22s} {length:4d} tokens, logits std {logits.std():.2f}, {size / 1000:.0f} kB")
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    wanted = set(sys.argv[1:])
+    for module in architectures.every():
+        for variant, config in module.TINY.items():
+            if not wanted or variant in wanted:
+                make(variant, config)
+
+
+if __name__ == "__main__":
+    main()
