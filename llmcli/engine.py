@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,12 @@ from llmcli import memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
 from llmcli.errors import CorruptFile, UsageError
-from llmcli.interrupt import stopping
 from llmcli.kv import BLOCK, KVCache
-from llmcli.models import architectures, config, decoder, names
+from llmcli.models import decoder
 from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
-from llmcli.weights import folder, packed, store, writer
+from llmcli.weights import packed, store
 from llmcli.weights.packed import Packed
 
 DEFAULT_CONTEXT = 4096
@@ -51,9 +50,12 @@ class Engine:
         self._runner = runner
 
     def run(self, batch: Batch) -> Result:
-        """One step; Ctrl-C ends it early. Raises NumericalError."""
-        with stopping(self._runner.stop):
-            return self._runner.run(batch)
+        """One step. Raises NumericalError, and Stopped when `stop` was called meanwhile."""
+        return self._runner.run(batch)
+
+    def stop(self) -> None:
+        """Ends the step that is running, soon. From any thread."""
+        self._runner.stop()
 
     def close(self) -> None:
         self._runner.close()
@@ -71,7 +73,8 @@ def load(
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
-    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). verify: compare checksums.
+    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). verify: compare checksums. notify: hears, in
+    a line each, what takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
     """
     start = time.perf_counter()
@@ -99,8 +102,8 @@ def load(
 def _context(spec: Spec, wanted: int | None) -> int:
     if wanted is None:
         return min(spec.context, DEFAULT_CONTEXT)
-    if wanted > spec.context:
-        raise UsageError(f"a context of {wanted:,} tokens", f"the model was made for {spec.context:,}", "Lower -c")
+    if not 1 <= wanted <= spec.context:
+        raise UsageError(f"a context of {wanted:,} tokens", f"the model was made for up to {spec.context:,}", "Change -c")
     return wanted
 
 
@@ -150,24 +153,31 @@ def _end_ids(generation: Mapping[str, Any], model: Mapping[str, Any], tokenizer:
     return frozenset(x for x in (*ids, tokenizer.eos_id) if type(x) is int)
 
 
-def import_folder(directory: Path, quant: str, name: str | None = None, progress: Progress | None = None) -> Path:
+def import_folder(
+    directory: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+) -> Path:
     """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
 
+    path: where to write it (default: its place among the models); origin: what to record as its source (default: the folder).
     Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
     """
+    # Only imports need these: a run should not wait for them.
+    from llmcli.models import architectures, config, names
+    from llmcli.weights import folder, writer
+
     name = store.checked_name(name or directory.resolve().name)
     with folder.open_folder(directory) as source:
         spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         Tokenizer(source.files["tokenizer.json"])  # a broken one is found now, not at the first run
-        path = store.path_of(name, quant)
+        path = path or store.path_of(name, quant)
         writer.write_model(
             path,
             plan.weights,
             names.sources(spec, plan, architecture, source.checkpoint.tensors),
             source.checkpoint,
             quant,
-            {"name": name, "source": str(directory.resolve()), "revision": "", "spec": spec.to_json()},
+            {"name": name, "source": origin or str(directory.resolve()), "revision": "", "spec": spec.to_json()},
             source.files,
             ignored=names.ignored(spec, architecture),
             progress=None if progress is None else lambda done, total: progress(f"{name}:{quant}", done, total),
@@ -226,15 +236,15 @@ def _kind(plan: Plan, name: str) -> str:
     return plan.weights[name].kind
 
 
-def warmup(progress: Progress | None = None) -> None:
+def warmup(progress: Progress | None = None, notify: Callable[[str], None] | None = None) -> None:
     """Compiles the kernels that common models need, ahead of the first run."""
     from llmcli.backends.cpu import warmup as cpu
 
-    cpu.warmup(progress)
+    cpu.warmup(progress, notify)
 
 
 @contextmanager
-def opened(reference: str | None = None, **options: Any) -> Any:
+def opened(reference: str | None = None, **options: Any) -> Iterator[Engine]:
     """`load`, closed at the end of the block."""
     engine = load(reference, **options)
     try:

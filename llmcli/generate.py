@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy as np
 from llmcli.backends.backend import Batch, Result
 from llmcli.engine import Engine
 from llmcli.errors import ContextOverflow, InputError, NumericalError
+from llmcli.interrupt import stopping
 from llmcli.kv import Sequence as CacheSequence
 from llmcli.sampling import filters
 from llmcli.sampling.distribution import Distribution
@@ -81,11 +83,8 @@ def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int 
     """
     if settings.max_tokens == 0:
         return
-    sequence = engine.cache.sequence()
-    try:
+    with _sequence(engine) as sequence:
         yield from _steps(engine, sequence, list(ids), settings, probs)
-    finally:
-        sequence.close()
 
 
 def _steps(engine: Engine, sequence: CacheSequence, history: list[int], settings: Settings, probs: int) -> Iterator[Step]:
@@ -128,11 +127,19 @@ def next_tokens(engine: Engine, ids: Sequence[int], settings: Settings, count: i
 
     Raises as `generate` does.
     """
+    with _sequence(engine) as sequence:
+        distribution = _read(engine, sequence, list(ids))
+    filtered = filters.apply(distribution, settings, list(ids))
+    return NextTokens(_candidates(engine.tokenizer, distribution, filtered, count), distribution.entropy_bits)
+
+
+@contextmanager
+def _sequence(engine: Engine) -> Iterator[CacheSequence]:
+    """A place in the cache for one text; while it is open, Ctrl-C ends a running step."""
     sequence = engine.cache.sequence()
     try:
-        distribution = _read(engine, sequence, list(ids))
-        filtered = filters.apply(distribution, settings, list(ids))
-        return NextTokens(_candidates(engine.tokenizer, distribution, filtered, count), distribution.entropy_bits)
+        with stopping(engine.stop):
+            yield sequence
     finally:
         sequence.close()
 

@@ -5,15 +5,20 @@ from __future__ import annotations
 import ctypes
 import functools
 import importlib
+import os
 import re
+import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numba
 import numpy as np
 import numpy.typing as npt
+import pytest
 from numba import types
 
+from llmcli.backends.cpu import target
 from llmcli.backends.cpu.records import HEADER, pack
 
 SIGNATURE = types.void(types.intp, types.intp, types.intp)
@@ -39,7 +44,7 @@ class Kernel:
 
     def calls(self) -> list[str]:
         """The call instructions in the kernel: an empty list means that its object needs no other symbol."""
-        return re.findall(r"^\s+(?:call|bl)[a-z]*\s.*$", self.assembly, re.MULTILINE)
+        return re.findall(r"^\s+(?:call[a-z]*|blr?)\s.*$", self.assembly, re.MULTILINE)
 
 
 def factory(name: str) -> Callable[..., Callable[[int, int, int], None]]:
@@ -63,6 +68,18 @@ def call(kernel: Kernel, args: npt.NDArray[np.int64], chunks: Iterable[int]) -> 
 def header(**values: int) -> npt.NDArray[np.int64]:
     """A step's header; fields that are not given are 0."""
     return pack(HEADER, **{**dict.fromkeys(HEADER._fields, 0), **values})
+
+
+only_x86 = pytest.mark.skipif(not target.is_x86(), reason="the other CPUs that tests compile for are x86-64")
+
+
+def run_as(cpu: str, features: str, *command: str) -> str:
+    """The output of Python running `command` with kernels made for another CPU."""
+    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
+    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, environment.get("PYTHONPATH", "")])
+    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
+    return done.stdout
 
 
 def address(array: npt.NDArray[Any] | None) -> int:

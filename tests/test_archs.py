@@ -6,7 +6,6 @@ the logits.
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Iterator
 
 import numpy as np
@@ -32,8 +31,6 @@ def log_probabilities(logits: np.ndarray) -> np.ndarray:
 
 @pytest.fixture(params=["reference", "cpu"], scope="module")
 def backend_name(request: pytest.FixtureRequest) -> str:
-    if importlib.util.find_spec(f"llmcli.backends.{request.param}.run") is None:
-        pytest.skip(f"there is no backend {request.param} yet")
     return str(request.param)
 
 

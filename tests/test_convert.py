@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from checkpoints import save
 
+from checkpoints import save
 from llmcli.errors import CorruptFile, NumericalError, UnsupportedModel
 from llmcli.models.names import TRANSFORMS, Source
 from llmcli.plan import Weight

@@ -6,16 +6,13 @@ products exactly. Outputs are poisoned first, and what lies outside of them must
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kernel_calls import Kernel, address, call, factory, header, kernel
+from kernel_calls import Kernel, address, call, factory, header, kernel, only_x86, run_as
 from llmcli.backends.cpu import target
 from llmcli.backends.cpu.records import CHECKSUM, EMBED, LINEAR, QUANTIZE, pack
 
@@ -329,18 +326,6 @@ def test_kernels_call_nothing() -> None:
     names = [("quantize.rows", max(HEIGHTS)), ("checksum.sum",), *((f"embed.{f}",) for f in ("int4", "f16"))]
     names += [(f"linear.{f}", max(HEIGHTS)) for f in ("int4", "int8", "f32", "f16", "bf16")]
     assert {name: kernel(*name).calls() for name in names} == {name: [] for name in names}
-
-
-def run_as(cpu: str, features: str, *command: str) -> str:
-    """The output of Python running `command` with kernels made for another CPU."""
-    environment = {**os.environ, "NUMBA_CPU_NAME": cpu, "NUMBA_CPU_FEATURES": features}
-    environment["PYTHONPATH"] = os.pathsep.join([*sys.path, environment.get("PYTHONPATH", "")])
-    done = subprocess.run([sys.executable, *command], env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
-
-
-only_x86 = pytest.mark.skipif(not target.is_x86(), reason="the other CPUs here are x86-64")
 
 
 FOR_OTHERS = [("haswell", "int4 or int8 or quantized"), ("x86-64", "int4 or f16 and not bf16")]

@@ -12,15 +12,16 @@ from arch_models import opened
 from llmcli.backends.backend import Batch
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
 @pytest.mark.parametrize("quantization", ["none", "int8"])
 @pytest.mark.parametrize("name", ["stories260k", "babyllama105"])
-def test_greedy_text_and_logits(data_dir: Path, name: str, quantization: str) -> None:
+def test_greedy_text_and_logits(data_dir: Path, name: str, quantization: str, backend: str) -> None:
     """48 greedy ids in float and int8; float logits within 1e-4 where the answers have them."""
     folder = data_dir / "models" / name
     known = json.loads((folder / "expected.json").read_text())
     wanted = {int(position): np.array(logits) for position, logits in known["logits_at_position"].items()}
     ids = list(known["prompt_ids"])
-    with opened(folder, 64, quantization) as model:
+    with opened(folder, 64, quantization, backend, "f32" if quantization == "none" else "f16") as model:
         sequence = model.cache.sequence()
         fresh = ids
         while len(ids) < len(known["prompt_ids"]) + len(known["greedy_ids"]):

@@ -7,7 +7,6 @@ import os
 import struct
 import time
 import tracemalloc
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +14,11 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-from checkpoints import build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmcli.errors import CorruptFile, LlmError, NotFound, UsageError
-from llmcli.weights import folder
+from checkpoints import build
+from llmcli.errors import CorruptFile, LlmError, NotFound
 from llmcli.weights.safetensors import BITS, MOST_TENSORS, File, check_header, shown
 
 GOOD = {"a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}, "b": {"dtype": "BF16", "shape": [5], "data_offsets": [24, 34]}}
@@ -192,6 +190,7 @@ def test_bombs_are_refused_quickly(header: bytes) -> None:
 def oracle(header: dict[str, Any], data_size: int) -> bool:
     """Whether a file may be so: by claiming each byte of the data, one by one."""
     owners = [0] * data_size
+    borders, empty = {0}, set()
     for name, tensor in header.items():
         if name == "__metadata__":
             if type(tensor) is not dict or any(type(text) is not str for text in tensor.values()):
@@ -211,7 +210,8 @@ def oracle(header: dict[str, Any], data_size: int) -> bool:
             return False
         for byte in range(*where):
             owners[byte] += 1
-    return all(owner == 1 for owner in owners)
+        (borders if count else empty).add(where[1])
+    return all(owner == 1 for owner in owners) and empty <= borders  # an empty tensor stands between two others
 
 
 small = st.integers(-1, 6)
@@ -254,7 +254,7 @@ def headers(draw: st.DrawFn) -> tuple[dict[str, Any], int]:
     return header, max(0, at + draw(st.sampled_from([0, 0, 0, 0, -1, 1])))
 
 
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=800, deadline=None, derandomize=True)
 @given(headers())
 def test_we_accept_what_the_format_allows_and_nothing_else(case: tuple[dict[str, Any], int]) -> None:
     header, size = case
@@ -294,7 +294,7 @@ def test_cut_anywhere_and_flipped_anywhere(tmp_path: Path) -> None:
         harmless(path, bytes(changed))
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.binary(max_size=200))
 def test_random_bytes(tmp_path: Path, data: bytes) -> None:
     harmless(tmp_path / "m.safetensors", data)
@@ -307,130 +307,3 @@ def test_a_file_cut_off_while_open_is_an_error_and_no_signal(tmp_path: Path) -> 
         os.truncate(path, len(build(dumps(GOOD))) + 10)
         with pytest.raises(CorruptFile, match="cut off"):
             file.read(file.tensors["b"].start, 10)
-
-
-# Folders
-
-
-def model_folder(path: Path, **arrays: Any) -> Path:
-    path.mkdir()
-    for name in ("config.json", "tokenizer.json"):
-        (path / name).write_text("{}")
-    if arrays:
-        safetensors.numpy.save_file({name: np.asarray(array, np.float32) for name, array in arrays.items()}, path / "model.safetensors")
-    return path
-
-
-def shard(path: Path, weight_map: dict[str, str]) -> None:
-    (path / folder.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
-
-
-def test_a_folder_is_read_through_links(tmp_path: Path) -> None:
-    """A hub's cache: snapshots of links to blobs."""
-    blobs = model_folder(tmp_path / "blobs", x=[1, 2])
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
-    for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(file)
-    with folder.open_folder(snapshot) as model:
-        assert model.files == {"config.json": b"{}", "tokenizer.json": b"{}"}
-        assert model.checkpoint.read("x", 4, 4).view(np.float32).tolist() == [2]
-
-
-def test_shards_are_one_checkpoint(tmp_path: Path) -> None:
-    path = model_folder(tmp_path / "m")
-    safetensors.numpy.save_file({"x": np.ones(2, np.float32)}, path / "a.safetensors")
-    safetensors.numpy.save_file({"y": np.ones(3, np.float32)}, path / "b.safetensors")
-    shard(path, {"x": "a.safetensors", "y": "b.safetensors"})
-    with folder.open_folder(path) as model:
-        assert model.checkpoint.tensors.keys() == {"x", "y"}
-    shard(path, {"x": "a.safetensors", "y": "b.safetensors", "z": "b.safetensors"})
-    with pytest.raises(CorruptFile, match='"z" is in no file'):
-        folder.open_folder(path)
-    safetensors.numpy.save_file({"x": np.ones(3, np.float32)}, path / "b.safetensors")
-    with pytest.raises(CorruptFile, match='"x" is also in'):
-        folder.open_folder(path)
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        "../secret.safetensors",
-        "/etc/passwd",
-        "sub/x.safetensors",
-        "..",
-        "",
-        "x.bin",
-        ".x.safetensors",
-        "a\0.safetensors",
-        "a\n.safetensors",
-    ],
-)
-def test_an_index_cannot_lead_elsewhere(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model_folder(tmp_path / "m")
-    (tmp_path / "secret.safetensors").write_bytes(build(b"{}"))
-    shard(path, {"x": name})
-    touched: list[str] = []
-    real: Callable[..., int] = os.open
-    monkeypatch.setattr(os, "open", lambda file, *rest, **more: touched.append(str(file)) or real(file, *rest, **more))
-    with pytest.raises(CorruptFile):
-        folder.open_folder(path)
-    assert all(Path(file).parent == path for file in touched)
-
-
-@pytest.mark.parametrize(
-    "index",
-    [b"", b"[]", b"{}", b'{"weight_map": {}}', b'{"weight_map": {"x": 1}}', b'{"weight_map": {"x": "a", "x": "b"}}', b"\xff"],
-)
-def test_broken_indexes_are_refused(tmp_path: Path, index: bytes) -> None:
-    path = model_folder(tmp_path / "m")
-    (path / folder.INDEX).write_bytes(index)
-    with pytest.raises(CorruptFile):
-        folder.open_folder(path)
-
-
-def test_an_index_of_a_million_files_is_refused(tmp_path: Path) -> None:
-    path = model_folder(tmp_path / "m")
-    shard(path, {f"t{i}": f"{i}.safetensors" for i in range(1_000_000)})
-    start = time.perf_counter()
-    with pytest.raises(CorruptFile):
-        folder.open_folder(path)
-    assert time.perf_counter() - start < 3
-
-
-def test_missing_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(NotFound, match="no folder"):
-        folder.open_folder(tmp_path / "none")
-    (tmp_path / "file").write_text("")
-    with pytest.raises(UsageError, match="not a folder"):
-        folder.open_folder(tmp_path / "file")
-    with pytest.raises(NotFound, match="no config.json"):
-        folder.open_folder(tmp_path)
-    path = model_folder(tmp_path / "m", x=[1])
-    (path / "tokenizer.json").unlink()
-    with pytest.raises(NotFound, match="no tokenizer.json"):
-        folder.open_folder(path)
-    path = model_folder(tmp_path / "shards")
-    shard(path, {"x": "a.safetensors"})
-    with pytest.raises(NotFound, match="has no a.safetensors"):
-        folder.open_folder(path)
-
-
-@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "weights.pkl"])
-def test_pickles_are_refused_unread(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model_folder(tmp_path / "m")
-    (path / name).write_bytes(b"cos\nsystem\n(S'touch pwned'\ntR.")
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(NotFound, match="no safetensors") as caught:
-        folder.open_folder(path)
-    assert caught.value.code == 4 and "run code" in str(caught.value)
-    assert not (tmp_path / "pwned").exists()
-
-
-def test_oversized_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = model_folder(tmp_path / "m", x=[1])
-    with (path / "tokenizer.json").open("wb") as file:
-        file.truncate((1 << 30) + 1)
-    monkeypatch.setitem(folder.REQUIRED, "tokenizer.json", 1 << 20)
-    with pytest.raises(CorruptFile, match="too many for such a file"):
-        folder.open_folder(path)

@@ -76,7 +76,7 @@ def test_errors_are_red_only_where_colours_are_wanted() -> None:
     assert b"\x1b[1;31m" in on_terminal(words)[1]
     assert b"\x1b" not in on_terminal(words, {"NO_COLOR": "1"})[1]
     assert b"\x1b" not in on_terminal(words, {"TERM": "dumb"})[1]
-    assert b"\x1b" not in on_terminal([FAKE, "run", "hi", "--color", "never", "-m"])[1].replace(b"\x1b[1;31m", b"").replace(b"\x1b[0m", b"")
+    assert b"\x1b" not in on_terminal([*words, "--color", "never"])[1]
     piped = subprocess.run([sys.executable, *words], env=environment({}), capture_output=True, timeout=20)
     assert b"\x1b" not in piped.stderr
 

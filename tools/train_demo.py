@@ -169,20 +169,14 @@ def select(stories: np.ndarray, windows: np.ndarray) -> np.ndarray:
 
     def model(ids: np.ndarray) -> np.ndarray:
         ids = ids.astype(np.int64)
-        pairs = (
-            np.bincount(ids[:-1] * VOCAB + ids[1:], minlength=VOCAB * VOCAB)
-            .astype(np.float32)
-            .reshape(VOCAB, VOCAB)
-        )
+        pairs = np.bincount(ids[:-1] * VOCAB + ids[1:], minlength=VOCAB * VOCAB).astype(np.float32).reshape(VOCAB, VOCAB)
         single = pairs.sum(0) + 1
         single /= single.sum()
         pairs = (pairs + 200 * single) / (pairs.sum(1, keepdims=True) + 200)
         return np.log(pairs).reshape(-1)
 
     ratio = model(stories) - model(windows[:: max(1, len(windows) // 8000)].reshape(-1))
-    score = np.concatenate(
-        [ratio[w[:, :-1].astype(np.int64) * VOCAB + w[:, 1:]].mean(1) for w in np.array_split(windows, 64)]
-    )
+    score = np.concatenate([ratio[w[:, :-1].astype(np.int64) * VOCAB + w[:, 1:]].mean(1) for w in np.array_split(windows, 64)])
     best = np.sort(np.argsort(-score, kind="stable")[: int(len(windows) * KEEP)])
     return windows[best]
 
@@ -266,9 +260,7 @@ def block(x, cos, sin, norm1, qkv, out, norm2, gate_up, down, dtype: torch.dtype
     q, k = rotate(q, cos, sin).to(dtype), rotate(k, cos, sin).to(dtype)
     k = k.repeat_interleave(HEADS // KV_HEADS, 2)
     v = v.repeat_interleave(HEADS // KV_HEADS, 2)
-    a = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True
-    )
+    a = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), is_causal=True)
     h = F.linear(a.transpose(1, 2).reshape(batch, length, HEADS * HEAD), out.to(dtype))
     x = x + (F.dropout(h, drop) if drop else h)
     gate, up = F.linear(rms_norm(x, norm2).to(dtype), gate_up.to(dtype)).chunk(2, -1)
@@ -368,9 +360,7 @@ class Network:
         return total / math.log(2) / size
 
     @torch.no_grad()
-    def sample(
-        self, params, eot: int, count: int, length: int, temperature: float, top: int
-    ) -> list[list[int]]:
+    def sample(self, params, eot: int, count: int, length: int, temperature: float, top: int) -> list[list[int]]:
         ids = torch.full((count, 1), eot)
         for _ in range(length):
             logits = self.hidden(params, ids)[:, -1] @ params["embedding"].T
@@ -413,9 +403,7 @@ class Optimizer:
         self.steps += 1
         groups: dict[tuple, list] = {}
         momentum = min(0.95, 0.85 + 0.1 * self.steps / 200)
-        norm = math.sqrt(
-            sum(p.grad.square().sum().item() for n, p in self.params.items() if not self.is_matrix(n))
-        )
+        norm = math.sqrt(sum(p.grad.square().sum().item() for n, p in self.params.items() if not self.is_matrix(n)))
         for name, p in self.params.items():
             g, m = p.grad, self.state[name]
             if self.is_matrix(name):
@@ -514,13 +502,9 @@ def export(params: dict[str, torch.Tensor], cache: Path, folder: Path) -> None:
         ("tokenizer_config.json", tokenizer_config),
         ("generation_config.json", generation),
     ):
-        write_atomic(
-            folder / name, lambda path, value=value: path.write_text(json.dumps(value, indent=1) + "\n")
-        )
+        write_atomic(folder / name, lambda path, value=value: path.write_text(json.dumps(value, indent=1) + "\n"))
     write_atomic(folder / "tokenizer.json", lambda path: shutil.copyfile(cache / "tokenizer.json", path))
-    write_atomic(
-        folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"})
-    )
+    write_atomic(folder / "model.safetensors", lambda path: save_file(tensors, path, metadata={"format": "pt"}))
 
 
 # -------------------------------------------------------------------------------------------- training
@@ -559,10 +543,7 @@ def train(args: argparse.Namespace) -> None:
     before = state["used"]
     budget = args.hours * 3600 - RESERVE
     stories, books = Stories(cache, args.seed), Books(cache, args.seed)
-    held = {
-        name: (np.load(cache / f"{name}.npy"), int((cache / f"{name}.bytes").read_text()))
-        for name in ("quick", "held")
-    }
+    held = {name: (np.load(cache / f"{name}.npy"), int((cache / f"{name}.bytes").read_text())) for name in ("quick", "held")}
     seen = stories.ids[: len(held["quick"][0])]  # training text, scored to see over-fitting
     seen_size = len(Tokenizer.from_file(str(cache / "tokenizer.json")).decode(seen.tolist()).encode())
     print(f"{sum(p.numel() for p in params.values())} parameters", flush=True)
@@ -659,22 +640,14 @@ def train(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train the demo model (see the docstring of this file).")
     parser.add_argument("--data", type=Path, required=True, help="folder with the .txt.xz files")
-    parser.add_argument(
-        "--out", type=Path, required=True, help="folder for the model, the logs and the checkpoint"
-    )
+    parser.add_argument("--out", type=Path, required=True, help="folder for the model, the logs and the checkpoint")
     parser.add_argument("--hours", type=float, default=2.08, help="time for everything, from the first start")
     parser.add_argument("--batch", type=int, default=8192, help="tokens in a step, a multiple of 512")
-    parser.add_argument(
-        "--drop", type=float, default=0.1, help="dropout at the residual branches, once over-fitting shows"
-    )
-    parser.add_argument(
-        "--dtype", choices=("bf16", "f32"), default="bf16", help="type of the matrix products"
-    )
+    parser.add_argument("--drop", type=float, default=0.1, help="dropout at the residual branches, once over-fitting shows")
+    parser.add_argument("--dtype", choices=("bf16", "f32"), default="bf16", help="type of the matrix products")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument(
-        "--eval-every", type=float, default=300, help="seconds between scorings (and checkpoints)"
-    )
+    parser.add_argument("--eval-every", type=float, default=300, help="seconds between scorings (and checkpoints)")
     parser.add_argument("--log-every", type=float, default=30, help="seconds between lines of the log")
     parser.add_argument("--steps", type=int, default=1 << 60, help="stop early (for trials)")
     parser.add_argument("--no-compile", action="store_true", help="run without torch.compile (no g++)")

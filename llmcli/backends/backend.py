@@ -102,7 +102,7 @@ class Runner(Protocol):
 
 
 Notify = Callable[[str], None]
-"""Where news for the user go: a line of text."""
+"""Where news for the user go, a line of text each: kernels that have to be compiled, a cache that cannot be used."""
 
 
 class BackendModule(Protocol):

@@ -1,13 +1,11 @@
 """The command `llm`: a table of commands, and the one place where an error becomes a line and an exit code.
 
-A command is a module with `configure(parser)` and `execute(arguments, console)`; it is imported when it is called. The table
-has the help lines, so `llm --help` imports none. To add a command: one file, one row.
+The table has the help lines, so `llm --help` imports no command. To add one: a file (commands.py says what is in it), a row.
 """
 
 from __future__ import annotations
 
-import difflib
-import importlib
+import itertools
 import os
 import signal
 import sys
@@ -15,9 +13,7 @@ from collections.abc import Sequence
 from types import FrameType
 from typing import NoReturn
 
-import llmcli
 from llmcli.cli.console import Console
-from llmcli.errors import UsageError
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
@@ -29,14 +25,14 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "warmup": ("llmcli.cli.warmup", "Compile the kernels ahead of the first run"),
 }
 
-OVERVIEW = """usage: llm COMMAND ...
+OVERVIEW = """Usage: llm COMMAND ...
 
 Language models on your own machine, with the probability of every token.
 
-commands:
+Commands:
 {commands}
 
-options, before or after the command:
+Options, before or after the command:
   -q, --quiet           no notes on standard error
   --color WHEN          auto, always or never (also: NO_COLOR)
   --debug               a traceback with an error
@@ -56,7 +52,7 @@ class Terminated(BaseException):
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns its exit code. Raises nothing."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    console = Console(debug="--debug" in words)
+    console = Console(debug="--debug" in words, color=_color(words))
     before = signal.signal(signal.SIGTERM, _terminate)
     try:
         code = _run(words, console)
@@ -70,53 +66,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(words: list[str], console: Console) -> int:
-    command, words = _split(words)
-    if command is None:
-        if "--version" in words:
-            print(f"llm {llmcli.__version__}")
-        else:
-            print(OVERVIEW.format(commands="\n".join(f"  {name:<21} {line}" for name, (_, line) in COMMANDS.items())), end="")
-        return 0
-    if command not in COMMANDS:
-        _unknown(command)
-    from llmcli.cli.parser import Parser
+    import typer
 
-    name, line = COMMANDS[command]
-    module = importlib.import_module(name)
-    parser = Parser(f"llm {command}", line)
-    module.configure(parser)
-    parser.complete()
+    from llmcli.cli.commands import read
+
     try:
-        options = parser.parse_args(words)
-    except SystemExit as done:  # --help
-        return int(done.code or 0)
-    console.configure(options)
-    if options.offline:
-        os.environ["LLMCLI_OFFLINE"] = "1"
-    return module.execute(options, console) or 0
+        call = read(words, console)
+    except typer.Exit as done:  # help
+        return done.exit_code
+    return 0 if call is None else call()
 
 
-def _split(words: list[str]) -> tuple[str | None, list[str]]:
-    """(command, its arguments). Options before the command are for everybody and move behind it."""
-    index = 0
-    while index < len(words) and words[index].startswith("-"):
-        index += 2 if words[index] == "--color" else 1
-    before = words[:index]
-    if index >= len(words) or "--help" in before or "-h" in before or "--version" in before:
-        known = ("-h", "--help", "--version", "-q", "--quiet", "--debug", "--offline", "--color")
-        strange = next((word for word in before if word.startswith("-") and word.split("=")[0] not in known), None)
-        if strange is not None:
-            raise UsageError(f"no option {strange} before a command")
-        return None, before
-    return words[index], before + words[index + 1 :]
-
-
-def _unknown(command: str) -> NoReturn:
-    if " " in command:
-        raise UsageError(f"no command {command!r}", todo='To continue a text: llm run "TEXT"')
-    near = difflib.get_close_matches(command, COMMANDS, n=3)
-    guess = f"Did you mean {' or '.join(near)}? " if near else ""
-    raise UsageError(f"no command {command!r}", todo=f"{guess}See llm --help")
+def _color(words: list[str]) -> str:
+    """What --color says, for errors in the words themselves."""
+    for word, following in itertools.pairwise([*words, ""]):
+        name, _, value = word.partition("=")
+        if name == "--color":
+            return value or following
+    return "auto"
 
 
 def report(error: BaseException, console: Console) -> int:

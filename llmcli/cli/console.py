@@ -17,24 +17,28 @@ from llmcli.errors import DiskError, LlmError
 from llmcli.text import escape
 
 if TYPE_CHECKING:
-    from argparse import Namespace
+    from llmcli.cli.options import Common
 
 
 class Console:
     """What the common options say, and the way to standard error."""
 
-    def __init__(self, debug: bool = False) -> None:
+    def __init__(self, debug: bool = False, color: str = "auto") -> None:
         self.debug = debug
         self.quiet = False
-        self.color = "auto"
+        self.color = color
 
-    def configure(self, options: Namespace) -> None:
-        """Takes over the common options."""
-        self.debug, self.quiet, self.color = options.debug, options.quiet, options.color
+    def configure(self, options: Common) -> None:
+        """Takes over what the common options say, before and after the command."""
+        self.debug |= options.debug
+        self.quiet |= options.quiet
+        self.color = options.color or self.color
+        if options.offline:
+            os.environ["LLMCLI_OFFLINE"] = "1"
 
     def colored(self, stream: TextIO) -> bool:
         """Whether colours may go to this stream. They are the only control sequences that we ever write."""
-        if self.color != "auto":
+        if self.color in ("always", "never"):
             return self.color == "always"
         return is_terminal(stream) and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
+from dataclasses import dataclass
 
 from llmcli.cli.console import Console, open_answer
+from llmcli.cli.options import Common, Json
 from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.units import size
 from llmcli.text import escape
@@ -13,16 +13,17 @@ from llmcli.text import escape
 FIELDS = ("name", "quantization", "size", "date", "source", "path", "damaged")
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--json", action="store_true", help="a JSON object")
+@dataclass(frozen=True, kw_only=True)
+class Options(Json, Common):
+    pass
 
 
-def execute(arguments: Namespace, console: Console) -> int:
+def execute(options: Options, console: Console) -> int:
     from llmcli import engine
 
     models = engine.list_models()
     with open_answer() as answer:
-        if arguments.json:
+        if options.json:
             answer.write(to_line({"schema": SCHEMA, "models": [{name: getattr(model, name) for name in FIELDS} for model in models]}))
             return 0
         rows = [("NAME", "SIZE", "MADE", "FROM")]

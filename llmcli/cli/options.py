@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
-from argparse import ArgumentTypeError, Namespace
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
-from llmcli.cli.console import Console
+import typer
+
+from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmcli.cli.console import Console
     from llmcli.engine import Engine
+
+
+def option(*flags: str, help: str, section: str = "", metavar: str | None = None, parser: Callable[[str], Any] | None = None) -> Any:
+    """Typer's Option. section: a heading of the command's help; defaults are said in the help texts."""
+    return typer.Option(*flags, help=help, rich_help_panel=section or None, metavar=metavar, parser=parser, show_default=False)
 
 
 def number(low: float, high: float) -> Callable[[str], float]:
@@ -23,7 +30,7 @@ def number(low: float, high: float) -> Callable[[str], float]:
         with contextlib.suppress(ValueError):
             if low <= (value := float(word)) <= high:
                 return value
-        raise ArgumentTypeError(f"{word!r} is not a number from {low:g} to {high:g}")
+        raise typer.BadParameter(f"{word!r} is not a number from {low:g} to {high:g}")
 
     return convert
 
@@ -35,81 +42,151 @@ def count(low: int, high: int) -> Callable[[str], int]:
         with contextlib.suppress(ValueError):
             if low <= (value := int(word)) <= high:
                 return value
-        raise ArgumentTypeError(f"{word!r} is not a whole number from {low:,} to {high:,}")
+        raise typer.BadParameter(f"{word!r} is not a whole number from {low:,} to {high:,}")
 
     return convert
 
 
-def bias(word: str) -> tuple[int, float]:
+class Bias(NamedTuple):
+    token: int
+    value: float
+
+
+def bias(word: str) -> Bias:
     """A converter: ID=X, where X may be -inf."""
     with contextlib.suppress(ValueError):
         left, _, right = word.partition("=")
-        token, value = int(left), float(right)
-        if 0 <= token < 2**31 and (value == -math.inf or abs(value) <= 1e6):
-            return token, value
-    raise ArgumentTypeError(f"{word!r} is not ID=X: a token's id and what to add to its logit, such as 42=-1.5 or 42=-inf")
+        found = Bias(int(left), float(right))
+        if 0 <= found.token < 2**31 and (found.value == -math.inf or abs(found.value) <= 1e6):
+            return found
+    raise typer.BadParameter(f"{word!r} is not ID=X: a token's id and what to add to its logit, such as 42=-1.5 or 42=-inf")
 
 
-def add_model(parser: argparse.ArgumentParser) -> None:
-    """-m and how the model is run."""
-    group = parser.add_argument_group("the model")
-    group.add_argument("-m", "--model", metavar="NAME", help="a model of llm list, or a path (default: LLMCLI_MODEL, else demo)")
-    group.add_argument("-c", "--context", metavar="N", type=count(1, 2**24), help="tokens of context (default: the model's, at most 4096)")
-    group.add_argument("-t", "--threads", metavar="N", type=count(1, 1024), help="threads (default: the usable physical cores)")
-    group.add_argument("--kv", choices=("auto", "f32", "f16"), default="auto", help="type of the KV cache")
-    group.add_argument("--device", "--backend", metavar="NAME", default="cpu", help="what computes: cpu (default) or reference")
-    group.add_argument("--no-verify", dest="verify", action="store_false", help="skip the weights' checksums")
+@dataclass(frozen=True, kw_only=True)
+class Common:
+    """For every command"""
+
+    quiet: Annotated[bool, option("-q", "--quiet", help="no notes on standard error")] = False
+    color: Annotated[
+        Literal["auto", "always", "never"] | None, option("--color", metavar="WHEN", help="auto, always or never (also: NO_COLOR)")
+    ] = None
+    debug: Annotated[bool, option("--debug", help="a traceback with an error")] = False
+    offline: Annotated[bool, option("--offline", help="never use the network")] = False
 
 
-def load(options: Namespace, console: Console) -> Engine:
-    """The engine for the options of `add_model`."""
-    from llmcli import engine
-
-    return engine.load(
-        options.model,
-        context=options.context,
-        threads=options.threads,
-        backend=options.device,
-        kv=options.kv,
-        verify=options.verify,
-        notify=console.note,
-    )
+TEXT = "The text"
 
 
-def add_sampling(parser: argparse.ArgumentParser) -> None:
-    """What is drawn from a distribution."""
-    group = parser.add_argument_group("sampling (defaults: the model's generation_config.json, then these)")
-    group.add_argument("--temp", "--temperature", dest="temperature", metavar="X", type=number(0, 100), help="0: the likeliest (0.8)")
-    group.add_argument("--top-k", metavar="N", type=count(0, 2**31), help="keep the N likeliest tokens; 0: all (40)")
-    group.add_argument("--top-p", metavar="X", type=number(0, 1), help="keep the likeliest that make up X (0.95)")
-    group.add_argument("--min-p", metavar="X", type=number(0, 1), help="keep those at least X times as likely as the likeliest (0.05)")
-    group.add_argument("--repeat-penalty", metavar="X", type=number(0.01, 100), help="divides logits of tokens just used (1: off)")
-    group.add_argument("--presence-penalty", metavar="X", type=number(-100, 100), help="off their logits, once (0: off)")
-    group.add_argument("--frequency-penalty", metavar="X", type=number(-100, 100), help="off their logits, for each use (0: off)")
-    group.add_argument("--logit-bias", metavar="ID=X", type=bias, action="append", help="add X to a token's logit; -inf bans it")
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """A text from an argument, a file, standard input (see stdin.py)."""
+
+    text: Annotated[
+        str | None, typer.Argument(metavar="TEXT", help="the text; one that begins with - goes after --", rich_help_panel=TEXT)
+    ] = None
+    file: Annotated[
+        str | None, option("-f", "--file", section=TEXT, metavar="FILE", help="from a file, before the argument; -: standard input")
+    ] = None
+    no_stdin: Annotated[bool, option("--no-stdin", section=TEXT, help="leave standard input alone")] = False
 
 
-def sampling(options: Namespace, engine: Engine) -> dict[str, Any]:
-    """Overrides for `settings_for`. Raises UsageError for the bias of a token that the model does not have."""
-    from llmcli.errors import UsageError
-
-    names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-    overrides = {name: getattr(options, name) for name in names}
-    if options.logit_bias:
-        overrides["logit_bias"] = dict(options.logit_bias)
-        largest = max(overrides["logit_bias"])
-        if largest >= engine.plan.vocab:
-            raise UsageError("--logit-bias", f"the model has no token {largest:,}; its ids end at {engine.plan.vocab - 1:,}")
-    return overrides
+MODEL = "The model"
 
 
-def add_text(parser: argparse.ArgumentParser, name: str, meaning: str) -> None:
-    """The text as an argument, from a file, from standard input (see stdin.py)."""
-    parser.add_argument("text", metavar=name, nargs="?", help=meaning)
-    group = parser.add_argument_group("the text")
-    group.add_argument("-f", "--file", metavar="FILE", help="text from a file, before the argument; -: standard input")
-    group.add_argument("--no-stdin", dest="stdin", action="store_false", help="leave standard input alone")
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model and how it is run."""
+
+    model: Annotated[
+        str | None, option("-m", "--model", section=MODEL, metavar="NAME", help="a name of llm list, or a path (LLMCLI_MODEL, else demo)")
+    ] = None
+    context: Annotated[
+        int | None,
+        option("-c", "--context", section=MODEL, metavar="N", parser=count(1, 2**24), help="tokens of context (the model's, at most 4096)"),
+    ] = None
+    threads: Annotated[
+        int | None, option("-t", "--threads", section=MODEL, metavar="N", parser=count(1, 1024), help="threads (the usable physical cores)")
+    ] = None
+    kv: Annotated[
+        Literal["auto", "f32", "f16"], option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32 or f16")
+    ] = "auto"
+    device: Annotated[
+        str, option("--device", "--backend", section=MODEL, metavar="NAME", help="what computes: cpu (default) or reference")
+    ] = "cpu"
+    no_verify: Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")] = False
+
+    def load(self, console: Console) -> Engine:
+        """The engine that these options mean."""
+        from llmcli import engine
+
+        return engine.load(
+            self.model,
+            context=self.context,
+            threads=self.threads,
+            backend=self.device,
+            kv=self.kv,
+            verify=not self.no_verify,
+            notify=console.note,
+        )
 
 
-def add_output(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument("-o", "--output", metavar="FILE", type=Path, help="write the answer to FILE, which appears when it is complete")
+DRAW = "Sampling (the model's generation_config.json, else these)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """What is drawn from a distribution; None: what the model says, else the default of sampling/settings.py."""
+
+    temperature: Annotated[
+        float | None, option("--temp", "--temperature", section=DRAW, metavar="X", parser=number(0, 100), help="0: the likeliest (0.8)")
+    ] = None
+    top_k: Annotated[
+        int | None, option("--top-k", section=DRAW, metavar="N", parser=count(0, 2**31), help="keep the N likeliest; 0: all (40)")
+    ] = None
+    top_p: Annotated[
+        float | None, option("--top-p", section=DRAW, metavar="X", parser=number(0, 1), help="keep the likeliest that make up X (0.95)")
+    ] = None
+    min_p: Annotated[
+        float | None,
+        option("--min-p", section=DRAW, metavar="X", parser=number(0, 1), help="keep those X times as likely as the likeliest (0.05)"),
+    ] = None
+    repeat_penalty: Annotated[
+        float | None,
+        option("--repeat-penalty", section=DRAW, metavar="X", parser=number(0.01, 100), help="divides logits of tokens just used (1)"),
+    ] = None
+    presence_penalty: Annotated[
+        float | None, option("--presence-penalty", section=DRAW, metavar="X", parser=number(-100, 100), help="off their logits, once (0)")
+    ] = None
+    frequency_penalty: Annotated[
+        float | None,
+        option("--frequency-penalty", section=DRAW, metavar="X", parser=number(-100, 100), help="off their logits, each use (0)"),
+    ] = None
+    logit_bias: Annotated[
+        list[Bias] | None, option("--logit-bias", section=DRAW, metavar="ID=X", parser=bias, help="add X to a token's logit; -inf bans it")
+    ] = None
+
+    def overrides(self, vocab: int) -> dict[str, Any]:
+        """For `settings_for`. Raises UsageError for the bias of a token that a model with `vocab` tokens does not have."""
+        names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+        found = {name: getattr(self, name) for name in names}
+        if self.logit_bias:
+            found["logit_bias"] = dict(self.logit_bias)
+            largest = max(token for token, _ in self.logit_bias)
+            if largest >= vocab:
+                raise UsageError("--logit-bias", f"the model has no token {largest:,}; its ids end at {vocab - 1:,}")
+        return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Json:
+    json: Annotated[bool, option("--json", help="a JSON object")] = False
+
+
+OUTPUT = "Output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    output: Annotated[
+        Path | None, option("-o", "--output", section=OUTPUT, metavar="FILE", help="write the answer to FILE, which appears when complete")
+    ] = None

@@ -37,7 +37,7 @@ class TextWriter:
         text = "".join(self._parts)
         if not self._stream:
             self._answer.write(text)
-        if not text.endswith("\n"):
+        if text and not text.endswith("\n"):
             self._answer.write("\n")
 
 

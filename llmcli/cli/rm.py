@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
+from dataclasses import dataclass
+from typing import Annotated
+
+import typer
 
 from llmcli.cli.console import Console, open_answer
+from llmcli.cli.options import Common
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME", help="NAME: all quantizations; NAME:int4: that one")
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    model: Annotated[str, typer.Argument(metavar="NAME", help="NAME: all quantizations; NAME:int4: that one", rich_help_panel="The model")]
 
 
-def execute(arguments: Namespace, console: Console) -> int:
+def execute(options: Options, console: Console) -> int:
     from llmcli import engine
 
-    removed = engine.remove(arguments.model)
+    removed = engine.remove(options.model)
     with open_answer() as answer:
         for path in removed:
             answer.write(f"removed {path}\n")

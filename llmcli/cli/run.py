@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import math
 import os
 import sys
-from argparse import Namespace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
 
-from llmcli.cli import bars, options, stdin
+from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
+from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option
 from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter
 from llmcli.cli.stats import Stats
 from llmcli.errors import UsageError
@@ -21,75 +21,87 @@ if TYPE_CHECKING:
     from llmcli.generate import Settings, Step
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    options.add_text(parser, "PROMPT", "the text to continue, or the question")
-    group = parser.add_argument_group("the answer")
-    group.add_argument(
-        "-n", "--max-tokens", "--predict", metavar="N", type=options.count(0, 10**8), help="at most N tokens (default: to the end)"
-    )
-    group.add_argument("--stop", metavar="TEXT", action="append", default=[], help="end before this text (repeatable)")
-    group.add_argument("--seed", metavar="N", type=options.count(0, 2**64 - 1), help="the same seed, the same text (default: a new one)")
-    group.add_argument("-s", "--system", metavar="TEXT", help="instructions for a chat model")
-    group.add_argument("--raw", action="store_true", help="no chat template: continue the text")
-    options.add_sampling(parser)
-    output = parser.add_argument_group("output")
-    form = output.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="one JSON object at the end")
-    form.add_argument("--jsonl", action="store_true", help="a line of JSON a token, then a summary")
-    output.add_argument("--probs", metavar="K", type=options.count(0, 10_000), default=0, help="the K likeliest tokens at each place")
-    output.add_argument("--no-stream", dest="stream", action="store_false", help="nothing until the text is complete")
-    output.add_argument("--stats", action="store_true", help="times, tokens a second and memory, on standard error")
-    options.add_output(output)
-    options.add_model(parser)
+ANSWER = "The answer"
 
 
-def execute(arguments: Namespace, console: Console) -> int:
-    prompt = stdin.gather(arguments, console)
-    engine = options.load(arguments, console)
+@dataclass(frozen=True, kw_only=True)
+class Options(Text, Sampling, Output, Model, Common):
+    max_tokens: Annotated[
+        int | None,
+        option(
+            "-n", "--max-tokens", "--predict", section=ANSWER, metavar="N", parser=count(0, 10**8), help="at most N tokens (to the end)"
+        ),
+    ] = None
+    stop: Annotated[list[str] | None, option("--stop", section=ANSWER, metavar="TEXT", help="end before this text (repeatable)")] = None
+    seed: Annotated[
+        int | None,
+        option("--seed", section=ANSWER, metavar="N", parser=count(0, 2**64 - 1), help="the same seed, the same text (a new one)"),
+    ] = None
+    system: Annotated[str | None, option("-s", "--system", section=ANSWER, metavar="TEXT", help="instructions for a chat model")] = None
+    raw: Annotated[bool, option("--raw", section=ANSWER, help="no chat template: continue the text")] = False
+    json: Annotated[bool, option("--json", section=OUTPUT, help="one JSON object at the end")] = False
+    jsonl: Annotated[bool, option("--jsonl", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
+    probs: Annotated[
+        int, option("--probs", section=OUTPUT, metavar="K", parser=count(0, 10_000), help="the K likeliest tokens at each place")
+    ] = 0
+    no_stream: Annotated[bool, option("--no-stream", section=OUTPUT, help="nothing until the text is complete")] = False
+    stats: Annotated[bool, option("--stats", section=OUTPUT, help="times, tokens a second and memory, on standard error")] = False
+
+    @property
+    def plain(self) -> bool:
+        """Whether the answer is its text alone."""
+        return not (self.json or self.jsonl)
+
+
+def execute(options: Options, console: Console) -> int:
+    if options.json and options.jsonl:
+        raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
+    prompt = stdin.gather(options, console)
+    engine = options.load(console)
     with contextlib.closing(engine):
         from llmcli.generate import settings_for
 
-        ids = encode(engine, arguments, prompt)
-        seed = int.from_bytes(os.urandom(4)) if arguments.seed is None else arguments.seed
-        more = {"max_tokens": arguments.max_tokens, "seed": seed, "stop": tuple(arguments.stop)}
-        settings = settings_for(engine, options.sampling(arguments, engine) | more)
-        with open_answer(arguments.output) as answer:
-            _show_prompt(arguments, console, prompt, engine)
-            _answer(engine, ids, settings, arguments, answer, console)
+        ids = encode(engine, options, prompt)
+        seed = int.from_bytes(os.urandom(4)) if options.seed is None else options.seed
+        more = {"max_tokens": options.max_tokens, "seed": seed, "stop": tuple(options.stop or ())}
+        settings = settings_for(engine, options.overrides(engine.plan.vocab) | more)
+        with open_answer(options.output) as answer:
+            _show_prompt(options, console, prompt, engine)
+            _answer(engine, ids, settings, options, answer, console)
     return 0
 
 
-def encode(engine: Engine, arguments: Namespace, prompt: str) -> list[int]:
+def encode(engine: Engine, options: Options, prompt: str) -> list[int]:
     """The prompt's tokens. Raises UsageError for a system text that nothing would read."""
-    if engine.template is None or arguments.raw:
-        if arguments.system is not None:
+    if engine.template is None or options.raw:
+        if options.system is not None:
             why = f"{engine.name} has no chat template" if engine.template is None else "--raw leaves the template out"
             raise UsageError("--system has no effect", why, "Put the text before the prompt")
         return engine.tokenizer.encode(prompt)
     from llmcli.text.template import encode_chat
 
     messages = [{"role": "user", "content": prompt}]
-    if arguments.system is not None:
-        messages.insert(0, {"role": "system", "content": arguments.system})
+    if options.system is not None:
+        messages.insert(0, {"role": "system", "content": options.system})
     return encode_chat(engine.tokenizer, engine.template, messages)
 
 
-def _answer(engine: Engine, ids: list[int], settings: Settings, arguments: Namespace, answer: Answer, console: Console) -> None:
+def _answer(engine: Engine, ids: list[int], settings: Settings, options: Options, answer: Answer, console: Console) -> None:
     from llmcli.generate import generate
 
-    if arguments.json:
+    if options.json:
         writer: TextWriter | JsonWriter | JsonLinesWriter = JsonWriter(answer)
-    elif arguments.jsonl:
+    elif options.jsonl:
         writer = JsonLinesWriter(answer)
     else:
-        writer = TextWriter(answer, arguments.stream)
+        writer = TextWriter(answer, not options.no_stream)
     stats = Stats(engine, len(ids))
     listed: list[Step] = []
     try:
-        for step in generate(engine, ids, settings, arguments.probs):
+        for step in generate(engine, ids, settings, options.probs):
             stats.count(step)
             writer.step(step)
-            if arguments.probs and step.id is not None and not (arguments.json or arguments.jsonl):
+            if options.probs and step.id is not None and options.plain:
                 listed.append(step)
     except BaseException:
         with contextlib.suppress(OSError):
@@ -100,7 +112,7 @@ def _answer(engine: Engine, ids: list[int], settings: Settings, arguments: Names
         console.say(_alternatives(step))
     if stats.finish == "length" and stats.generated != settings.max_tokens:
         console.note(f"the text ends here because the context of {engine.context:,} tokens is full (-c N makes it larger)")
-    if arguments.stats:
+    if options.stats:
         console.say(stats.lines(settings))
 
 
@@ -111,9 +123,9 @@ def _alternatives(step: Step) -> str:
     return f"{step.position:>6}  {token:<16}{bars.percent(math.exp(step.logprob)):>8}  | {others}"
 
 
-def _show_prompt(arguments: Namespace, console: Console, prompt: str, engine: Engine) -> None:
+def _show_prompt(options: Options, console: Console, prompt: str, engine: Engine) -> None:
     """On a terminal a continuation reads better behind the words it continues; they go to standard error."""
-    plain = engine.template is None or arguments.raw
-    text_only = not (arguments.json or arguments.jsonl or arguments.output or console.quiet) and arguments.stream
-    if plain and text_only and is_terminal(sys.stdout) and is_terminal(sys.stderr):
+    plain = engine.template is None or options.raw
+    streamed = options.plain and not (options.output or console.quiet or options.no_stream)
+    if plain and streamed and is_terminal(sys.stdout) and is_terminal(sys.stderr):
         Answer(sys.stderr.buffer, terminal=True).write(prompt)

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
 
 from llmcli.cli.console import Console, open_answer
+from llmcli.cli.options import Common, Json
 from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.units import size
 from llmcli.text import escape
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("model", metavar="NAME", nargs="?", help="a model of llm list, or a path (default: as for llm run)")
-    parser.add_argument("--json", action="store_true", help="a JSON object")
+@dataclass(frozen=True, kw_only=True)
+class Options(Json, Common):
+    model: Annotated[
+        str | None, typer.Argument(metavar="NAME", help="a name of llm list, or a path (as for llm run)", rich_help_panel="The model")
+    ] = None
 
 
-def execute(arguments: Namespace, console: Console) -> int:
+def execute(options: Options, console: Console) -> int:
     from llmcli import engine
 
-    facts = engine.describe(arguments.model)
+    facts = engine.describe(options.model)
     with open_answer() as answer:
-        if arguments.json:
+        if options.json:
             answer.write(to_line({"schema": SCHEMA, **facts}))
             return 0
         for name, value in facts.items():
@@ -35,7 +39,7 @@ def _lines(name: str, value: Any) -> list[tuple[str, str]]:
     """(label, value) of a fact; a fact with parts has a line for each."""
     label = escape.name(name.replace("_", " "))
     if isinstance(value, dict):
-        return [(label, "")] + [("  " + part_label, shown) for part in value.items() for part_label, shown in _lines(part[0], part[1])]
+        return [(label, "")] + [(f"  {escape.name(part)}", f"{number:,} ({size(number)})") for part, number in value.items()]
     if isinstance(value, bool):
         return [(label, "yes" if value else "no")]
     if isinstance(value, int):

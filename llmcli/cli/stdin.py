@@ -11,9 +11,9 @@ import os
 import select
 import stat
 import sys
-from argparse import Namespace
 
 from llmcli.cli.console import Console, is_terminal
+from llmcli.cli.options import Text
 from llmcli.errors import InputError, UsageError
 from llmcli.text.input import decode, read_text
 
@@ -21,14 +21,14 @@ PATIENCE = 2.0
 """Seconds to wait for the first byte of a pipe beside other text."""
 
 
-def gather(options: Namespace, console: Console) -> str:
-    """The text for the options of `add_text`. Raises UsageError when there is none, InputError when it is not valid."""
+def gather(options: Text, console: Console) -> str:
+    """The text that the options mean. Raises UsageError when there is none, InputError when it is not valid."""
     parts = []
     if options.file is not None and options.file != "-":
         with open(options.file, "rb") as file:
             parts.append(_without_newline(read_text(file, options.file)))
     beside = bool(parts) or options.text is not None
-    if options.file == "-" or (options.stdin and _waits(beside, console)):
+    if options.file == "-" or (not options.no_stdin and _waits(beside, console)):
         text = _without_newline(read_text(sys.stdin.buffer, "standard input"))
         if text or not beside:
             parts.append(text)

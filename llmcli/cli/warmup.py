@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import argparse
-from argparse import Namespace
+from dataclasses import dataclass
 
 from llmcli.cli.console import Console
+from llmcli.cli.options import Common
 from llmcli.cli.progress import progress
 
 
-def configure(parser: argparse.ArgumentParser) -> None:
-    """It has no options of its own."""
+@dataclass(frozen=True, kw_only=True)
+class Options(Common):
+    """It has none of its own."""
 
 
-def execute(arguments: Namespace, console: Console) -> int:
+def execute(options: Options, console: Console) -> int:
     from llmcli import engine
 
     with progress(console) as report:
-        engine.warmup(report)
+        engine.warmup(report, console.note)
     return 0

@@ -103,7 +103,8 @@ def _unlike_parts(wholes: list[list[Tensor]], shape: tuple[int, ...]) -> list[st
     faults = []
     for parts in wholes:
         odd = [t for t in parts if len(t.shape) != len(shape) or t.shape[1:] != shape[1:]]
-        faults += [f"{shown(t.name)} is {list(t.shape)}, not {['any', *shape[1:]]}".replace("'", "") for t in odd]
+        inner = "".join(f", {size}" for size in shape[1:])
+        faults += [f"{shown(t.name)} is {list(t.shape)}, not [any{inner}]" for t in odd]
         rows = sum(t.shape[0] for t in parts if t not in odd)
         if not odd and rows != shape[0]:
             faults.append(f"{shown(parts[0].name)} and those joined to it have {rows:,} rows, not {shape[0]:,}")

@@ -155,12 +155,10 @@ def _plain(name: str) -> bool:
 
 def read_file(path: Path, most: int) -> bytes:
     """A whole file of at most `most` bytes. Raises CorruptFile for a larger one."""
-    descriptor = open_regular(path)
-    try:
-        with os.fdopen(descriptor, "rb") as file:
-            data = file.read(most + 1)
-    except OSError as error:
-        raise CorruptFile(f"{path} cannot be read", error.strerror or str(error)) from error
-    if len(data) > most:
-        raise CorruptFile(str(path), f"it has more than {most >> 20} MiB, too many for such a file")
-    return data
+    with os.fdopen(open_regular(path), "rb") as file:
+        if os.fstat(file.fileno()).st_size > most:
+            raise CorruptFile(str(path), f"it has more than {most >> 20} MiB, too many for such a file")
+        try:
+            return file.read(most)
+        except OSError as error:
+            raise CorruptFile(f"{path} cannot be read", error.strerror or str(error)) from error

@@ -286,3 +286,5 @@ def _share(work: Callable[[Any], None], pieces: list[tuple[int, int, int, int, i
         other.join()
     if errors:
         raise errors[0]
+    if progress is not None:
+        progress(len(pieces), len(pieces))

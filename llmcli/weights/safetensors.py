@@ -24,8 +24,8 @@ from llmcli.errors import AccessDenied, CorruptFile, NotFound
 from llmcli.formats.format import Bytes
 
 MOST_HEADER_BYTES = 100_000_000
-MOST_TENSORS = 200_000
-MOST_MARKS = 4_000_000
+MOST_TENSORS = 100_000
+MOST_MARKS = 2_000_000
 """Quotes, commas or brackets in a JSON text: bounds the time and memory of parsing it, before it is parsed."""
 MOST_DIMENSIONS = 8
 MOST_ELEMENTS = 1 << 60
@@ -122,7 +122,7 @@ def open_regular(path: Path) -> int:
     except PermissionError as error:
         raise AccessDenied(f"{path} cannot be read", "permission denied") from error
     except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be opened", str(error)) from error
+        raise CorruptFile(f"{path} cannot be opened", getattr(error, "strerror", None) or str(error)) from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise CorruptFile(str(path), "it is not a regular file")

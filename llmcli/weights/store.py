@@ -65,7 +65,7 @@ def find(reference: str | None) -> Path:
     if found and quantization:
         raise NotFound(f"no {shown(reference)}", f"here is {', '.join(f'{name}:{q}' for q in found)}")
     if found:
-        alias = aliases().get(name)
+        alias = aliases().get(name) if len(found) > 1 else None
         wanted = [alias.quantization] if alias else []
         return next(found[q] for q in (*wanted, "int8", "int4", "none") if q in found)
     if os.path.isdir(reference):

@@ -76,7 +76,7 @@ def write_model(
     def advance(count: int) -> None:
         nonlocal done
         done += count
-        if progress is not None:
+        if progress is not None and count:
             progress(done, total)
 
     with replacing(path, start + total, waiting) as descriptor:
@@ -87,6 +87,7 @@ def write_model(
                 data = _pack(weights[name], entry, sources[name], reader, advance)
             _write(descriptor, data, at)
             at += entry.stored
+            advance(at - start - done)
             sums = f"{checksum(data):016x}", hashlib.sha256(data.data).hexdigest()
             entries[name] = Entry(entry.format, entry.shape, entry.size, *sums)
         _write(descriptor, np.frombuffer(make_header(texts, entries), np.uint8), 0)

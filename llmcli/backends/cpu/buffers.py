@@ -10,7 +10,7 @@ from llmcli.backends.cpu import choice, tiles
 from llmcli.backends.cpu.records import HEADER, pack
 from llmcli.errors import OutOfMemory
 from llmcli.formats.format import GROUP, Bytes, aligned, padded
-from llmcli.kv import BLOCK, KVCache
+from llmcli.kv import BLOCK
 from llmcli.ops import TOP
 from llmcli.plan import Plan, Slot
 
@@ -22,16 +22,16 @@ LINE = 64
 class Buffers:
     """Memory for steps of up to `tokens` tokens, any number of output rows (see `grow`) and `threads` threads."""
 
-    def __init__(self, plan: Plan, cache: KVCache, tokens: int, threads: int) -> None:
+    def __init__(self, plan: Plan, tokens: int, threads: int) -> None:
         self.plan = plan
         self.tokens = padded(tokens, TALLEST)
         self.outputs = 0
         self.keep = min(TOP, plan.vocab)
         self.strides = [padded(4 * buffer.width, LINE) for buffer in plan.buffers]
         self._widest = max((op.inputs[0].width for op in plan.ops if op.kind == "linear"), default=0)
-        self._arrays: list[Bytes] = [_new(self.tokens * s if b.rows == "tokens" else 0) for b, s in zip(plan.buffers, self.strides, strict=True)]
+        self._arrays = [_new(0) for _ in plan.buffers]
         self._codes = [_new(0), _new(0)]
-        self._quantized(0, self.tokens)
+        self._allocate("tokens", self.tokens)
         self.threads = threads
         self.scratch_bytes, parts = _attention_memory(plan)
         self.scratch = _new(self.scratch_bytes * threads)
@@ -47,17 +47,18 @@ class Buffers:
         if outputs <= self.outputs:
             return False
         self.outputs = min(padded(max(outputs, 2 * self.outputs), TALLEST), self.tokens)
-        for number, buffer in enumerate(self.plan.buffers):
-            if buffer.rows == "outputs":
-                self._arrays[number] = _new(self.outputs * self.strides[number])
-        self._quantized(1, self.outputs)
+        self._allocate("outputs", self.outputs)
         self.top_ids = np.empty((self.outputs, self.keep), np.int32)
         self.top_values = np.empty((self.outputs, self.keep), np.float32)
         self.top_stats = np.empty((self.outputs, 2), np.float64)
         return True
 
-    def _quantized(self, outputs: int, rows: int) -> None:
-        self._codes[outputs] = _new(rows * padded(self._widest, GROUP) * (GROUP + 8) // GROUP)
+    def _allocate(self, kind: str, rows: int) -> None:
+        """New memory for the buffers of token rows or of output rows, and for one of them quantized."""
+        for number, buffer in enumerate(self.plan.buffers):
+            if buffer.rows == kind:
+                self._arrays[number] = _new(rows * self.strides[number])
+        self._codes[kind == "outputs"] = _new(rows * padded(self._widest, GROUP) * (GROUP + 8) // GROUP)
 
     def address(self, slot: Slot) -> int:
         return int(self._arrays[slot.buffer].ctypes.data + 4 * slot.start)

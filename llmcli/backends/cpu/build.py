@@ -16,19 +16,17 @@ import tempfile
 import threading
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO
 
+from llmcli.backends.cpu.objects import Key
 from llmcli.errors import InternalError, ResourceError
-
-if TYPE_CHECKING:
-    from llmcli.backends.cpu.objects import Key, Progress
 
 PROCESSES = 2
 ROOT = Path(__file__).resolve().parents[3]
 """The folder that holds the package, for the other process's import path."""
 
 
-def compiled(symbols: Mapping[Key, str], progress: Progress | None = None) -> Iterator[tuple[Key, bytes]]:
+def compiled(symbols: Mapping[Key, str]) -> Iterator[tuple[Key, bytes]]:
     """Yields (key, object code) of each kernel as it is ready. symbols: the name of each one's function.
 
     Raises InternalError when a kernel does not compile, ResourceError when a compiler cannot start or ends early."""
@@ -36,17 +34,14 @@ def compiled(symbols: Mapping[Key, str], progress: Progress | None = None) -> It
     for key in sorted(symbols, key=_effort, reverse=True):
         waiting.put(key)
     done: queue.SimpleQueue[tuple[Key, bytes | Exception]] = queue.SimpleQueue()
-    report = progress or (lambda done, total, name: None)
-    report(0, len(symbols), "")
     with contextlib.ExitStack() as stack:
         for _ in range(min(PROCESSES, len(symbols), os.cpu_count() or 1)):
             compiler = stack.enter_context(_Compiler())
             threading.Thread(target=_feed, args=(compiler, symbols, waiting, done), daemon=True).start()
-        for count in range(1, len(symbols) + 1):
+        for _ in symbols:
             key, code = done.get()
             if isinstance(code, Exception):
                 raise code
-            report(count, len(symbols), key[0])
             yield key, code
 
 

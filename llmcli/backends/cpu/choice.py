@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 
 from llmcli.backends.cpu import target, threads
-from llmcli.backends.cpu.fuse import fuse
+from llmcli.backends.cpu.fuse import Numbered
 from llmcli.backends.cpu.objects import Key
 from llmcli.formats import format as formats
-from llmcli.plan import Op, Plan
+from llmcli.plan import Op
 
 PLAIN = {
     "position_add": "position.add",
@@ -32,14 +33,15 @@ def supports(op: str, format: str) -> str:
     return "" if not format or format in formats.names() else f"there is no format {format}"
 
 
-def heights() -> list[int]:
+@functools.cache
+def heights() -> tuple[int, ...]:
     """Tile heights: how many tokens a matrix product takes at once."""
-    return [height for height in (1, 2, 4, 8) if height <= target.tile()]
+    return tuple(height for height in (1, 2, 4, 8) if height <= target.tile())
 
 
 def height(rows: int) -> int:
     """The tile height for so many rows."""
-    return next((h for h in heights() if rows <= h), target.tile())
+    return next((h for h in heights() if rows <= h), heights()[-1])
 
 
 def family(format: str) -> str:
@@ -104,8 +106,7 @@ def attention(op: Op, height: int, cache: str) -> Key:
     return "attention.rows", (head_size, cache, group, tokens_together(group))
 
 
-def kernels(plan: Plan, formats: Mapping[str, str], cache: str) -> list[Key]:
-    """Every kernel that steps of this plan may call, and those that run steps. formats: of each weight; cache: its dtype."""
-    ops = fuse(plan, lambda name: integers(formats[name]))
+def kernels(ops: list[Numbered], formats: Mapping[str, str], cache: str) -> list[Key]:
+    """Every kernel that steps of these operations may call, and those that run steps."""
     chosen = (kernel(op, h, formats, cache) for _, op in ops for h in heights())
     return list(dict.fromkeys((*threads.KERNELS, *chosen)))

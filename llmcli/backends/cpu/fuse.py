@@ -65,7 +65,7 @@ def _forgotten(plan: Plan, slot: Slot, start: int) -> bool:
     for op in plan.ops[start:]:
         if any(overlap(slot, x) for x in op.inputs):
             return False
-        if any(out.buffer == slot.buffer and out.start <= slot.start and slot.start + slot.width <= out.start + out.width for out in op.out):
+        if any(covers(out, slot) for out in op.out):
             return True
     return slot.buffer != plan.logits
 
@@ -84,4 +84,10 @@ def _quantized(ops: Iterator[Numbered], integers: Callable[[str], bool]) -> Iter
 
 
 def overlap(a: Slot, b: Slot) -> bool:
+    """Some column is in both."""
     return a.buffer == b.buffer and a.start < b.start + b.width and b.start < a.start + a.width
+
+
+def covers(a: Slot, b: Slot) -> bool:
+    """All of b lies in a."""
+    return a.buffer == b.buffer and a.start <= b.start and b.start + b.width <= a.start + a.width

@@ -3,8 +3,9 @@ chunks it has. Tables depend on the tile heights of token rows and of output row
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,7 @@ from llmcli.errors import CorruptFile
 from llmcli.formats import format as formats
 from llmcli.formats.format import ROWS, PackedTensor
 from llmcli.kv import BLOCK, KVCache
-from llmcli.plan import Op, Plan, Slot
+from llmcli.plan import Op, Plan, Slot, Weight
 
 WHOLE = 1 << 40
 """A divisor that makes one of any number of rows: chunks come from the columns alone."""
@@ -35,11 +36,10 @@ Ints = npt.NDArray[np.int64]
 
 @dataclass
 class Table:
-    """rows: int64 [operations, len(ROW)]; numbers: each operation's number in the plan; keep: what its addresses point to."""
+    """rows: int64 [operations, len(ROW)]; keep: the argument records that it points to."""
 
     rows: Ints
-    numbers: list[int]
-    keep: list[Any] = field(default_factory=list)
+    keep: list[Ints]
 
 
 class Lowering:
@@ -58,14 +58,14 @@ class Lowering:
         self.formats = {name: weights[name].format for name in plan.weights}
         self._constants: dict[tuple[Any, ...], npt.NDArray[Any]] = {}
         for name, weight in plan.weights.items():
-            _check(name, weight.shape, weights[name])
+            _check(weight, weights[name])
         # Where each matrix's scales start, and its code table.
         self.parts = {name: self._parts(name) for name in plan.weights if weights[name].format != "vector"}
 
     def table(self, token_height: int, output_height: int) -> Table:
         rows, keep = np.empty((len(self.ops), len(ROW)), np.int64), []
         for at, (number, op) in enumerate(self.ops):
-            outputs = self._outputs(op)
+            outputs = self.outputs(op)
             height = output_height if outputs else token_height
             record, values, divisor, columns = LOWER[op.kind](self, op, number, height)
             names = record._fields
@@ -75,13 +75,13 @@ class Lowering:
             keep.append(args)
             kernel = self.addresses[choice.kernel(op, height, self.formats, self.cache.dtype)]
             rows[at] = kernel, args.ctypes.data, ROWS_OUTPUTS if outputs else ROWS_TOKENS, divisor, columns
-        return Table(rows, [number for number, _ in self.ops], keep)
+        return Table(rows, keep)
 
     @property
     def header(self) -> int:
         return int(self.buffers.header.ctypes.data)
 
-    def _outputs(self, op: Op) -> int:
+    def outputs(self, op: Op) -> int:
         """1 where the operation works on output rows, 0 for tokens."""
         slot = (*op.out, *op.inputs)[0]
         return int(self.plan.buffers[slot.buffer].rows == "outputs")
@@ -111,14 +111,15 @@ class Lowering:
         return {"weights": start, "weight_scales": start + sections[0], "codes": table, "columns": columns, "rows": rows}
 
 
-def _check(name: str, shape: tuple[int, ...], tensor: PackedTensor) -> None:
-    """Kernels trust sizes."""
-    if tensor.format == "vector":
-        size = 4 * int(np.prod(shape))
-    else:
-        size = formats.get(tensor.format).size(*shape[-2:]) * (shape[0] if len(shape) == 3 else 1)
+def _check(weight: Weight, tensor: PackedTensor) -> None:
+    """Kernels trust formats and sizes."""
+    shape, plain = weight.shape, weight.kind in ("vector", "table")
+    if (tensor.format == "vector") != plain:
+        raise CorruptFile(f"weight {weight.name}", f"a {weight.kind} in the format {tensor.format}")
+    size = 4 * math.prod(shape) if plain else math.prod(shape[:-2]) * formats.get(tensor.format).size(*shape[-2:])
     if tuple(tensor.shape) != shape or len(tensor.data) < size:
-        raise CorruptFile(f"weight {name}", f"it has shape {tuple(tensor.shape)} and {len(tensor.data):,} bytes, not {shape} and {size:,}")
+        found = f"it has shape {tuple(tensor.shape)} and {len(tensor.data):,} bytes, not {shape} and {size:,}"
+        raise CorruptFile(f"weight {weight.name}", found)
 
 
 Lowered = tuple[Any, dict[str, int], int, int]
@@ -136,7 +137,7 @@ def _position_add(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _quantize(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     x = op.inputs[0]
-    fields = {**at.place("x", x), **at.buffers.quantized(at._outputs(op), x.width), "columns": x.width, "op": number}
+    fields = {**at.place("x", x), **at.buffers.quantized(at.outputs(op), x.width), "columns": x.width, "op": number}
     return records.QUANTIZE, fields, height, 1
 
 
@@ -144,7 +145,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     matrix, bias = str(op.weights[0]), op.weights[1] if len(op.weights) > 1 else None
     x, parts = op.inputs[0], at.parts[matrix]
     if choice.integers(at.formats[matrix]):
-        quantized = at.buffers.quantized(at._outputs(op), x.width)
+        quantized = at.buffers.quantized(at.outputs(op), x.width)
         source = {"x": quantized["codes"], "x_scales": quantized["scales"], "x_sums": quantized["sums"]}
     else:
         source = {"x": at.buffers.address(x), "x_scales": at.buffers.strides[x.buffer], "x_sums": 0}
@@ -243,7 +244,7 @@ def _select_rows(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _top(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     buffers = at.buffers
-    arrays = {"ids": buffers.top_ids, "values": buffers.top_values, "stats": buffers.top_stats}
+    arrays: dict[str, npt.NDArray[Any]] = {"ids": buffers.top_ids, "values": buffers.top_values, "stats": buffers.top_stats}
     fields = {name: int(array.ctypes.data) for name, array in arrays.items()}
     return records.TOP, {**at.place("logits", op.inputs[0]), "vocab": at.plan.vocab, "keep": buffers.keep, **fields}, 1, 1
 

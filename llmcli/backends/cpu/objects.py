@@ -1,6 +1,5 @@
 """Kernels as object code: kept on disk, checked, and linked into this process by llvmlite alone.
 
-A kernel is known by its key, such as ("linear.int8", (4,)): its module and name among the kernels, and parameters.
 An object's file name ends in a digest of everything that decides its code, so nothing is ever out of date: another
 CPU, compiler or kernel source means another file. What is missing is compiled in other processes (build.py), because
 importing Numba takes longer than a whole run from kept objects.
@@ -13,7 +12,6 @@ import hashlib
 import importlib.util
 import os
 import stat
-import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -24,32 +22,35 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from llmcli import places
-from llmcli.backends.cpu import build, target
+from llmcli.backends.backend import Notify
+from llmcli.backends.cpu import target
 from llmcli.errors import InternalError
-
-Key = tuple[str, tuple[int | str, ...]]
-Progress = Callable[[int, int, str], None]
-"""(compiled, to compile, name of the last one); the first call comes before compiling starts."""
 
 MAGIC = b"llmobj1\n"
 CHECK_BYTES = 32
 SHARED_SOURCES = ("records.py", "target.py", "tiles.py")
 """What kernels import besides each other."""
 
+Key = tuple[str, tuple[int | str, ...]]
+"""A kernel: ("linear.int8", (4,)) is the one that `int8` of kernels/linear.py makes for the parameter 4."""
+Progress = Callable[[str, int, int], None]
+"""(kernel that was just compiled, how many were, of how many)."""
+
 _lock = threading.Lock()
 _addresses: dict[Key, int] = {}
 
 
-def load(keys: Iterable[Key], progress: Progress | None = None) -> dict[Key, int]:
-    """The address of each kernel, which stays valid for the life of the process. Compiles what is not kept yet,
-    telling `progress`. Warns about damaged objects and about a folder that cannot be used.
+def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress | None = None) -> dict[Key, int]:
+    """The address of each kernel, which stays valid for the life of the process. Compiles what is not kept yet.
 
-    Raises InternalError when a kernel does not compile, ResourceError when no compiler can be started."""
+    notify hears, in a line each, that kernels are being compiled, of damaged ones, and of a folder that cannot be used;
+    without it the last two are warnings. Raises InternalError when a kernel does not compile, ResourceError when no
+    compiler can be started."""
     wanted = list(dict.fromkeys(keys))
     with _lock:
         new = [key for key in wanted if key not in _addresses]
         if new:
-            _link(_codes(new, progress))
+            _link(_codes(new, notify, progress))
         return {key: _addresses[key] for key in wanted}
 
 
@@ -96,34 +97,47 @@ def symbol(key: Key) -> str:
     return f"llm_{digest(key)}"
 
 
-def _codes(keys: list[Key], progress: Progress | None) -> dict[Key, bytes]:
+def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) -> dict[Key, bytes]:
     """The object code of each kernel, from disk or compiled."""
-    folder = _folder()
-    kept = {key: _read(folder, key) for key in keys} if folder else {}
-    codes = {key: code for key, code in kept.items() if code}
+    warn = notify or _warn
+    folder = _folder(warn)
+    codes = _kept(folder, keys, warn)
     if len(codes) == len(keys):
         return codes
-    with _alone(folder):  # whoever comes second finds what the first has compiled
-        codes.update({key: code for key in keys if folder and key not in codes and (code := _read(folder, key))})
+    from llmcli.backends.cpu import build  # only now: it imports what other runs do without
+
+    if notify:
+        notify(f"compiling {len(keys) - len(codes)} kernels for this computer; this happens once and takes some seconds")
+    with _alone(folder):
+        # Whoever comes second finds what the first has compiled.
+        codes |= _kept(folder, [key for key in keys if key not in codes], warn)
         missing = {key: symbol(key) for key in keys if key not in codes}
-        for key, code in build.compiled(missing, progress) if missing else ():
+        for done, (key, code) in enumerate(build.compiled(missing)):
+            if progress:
+                progress(key[0], done + 1, len(missing))
             codes[key] = code
-            if folder and not _write(folder, key, code):
+            if folder and not _write(folder, key, code, warn):
                 folder = None
     return codes
 
 
-def _folder() -> Path | None:
+def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
+    """The object code of those kernels that are in the folder."""
+    found = {key: _read(folder, key, warn) for key in keys} if folder else {}
+    return {key: code for key, code in found.items() if code}
+
+
+def _folder(warn: Notify) -> Path | None:
     """The folder of kept objects, or None where what lies in it could be somebody else's code."""
     folder = places.kernels()
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = folder.stat()
     except OSError as error:
-        _warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
+        warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
         return None
     if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-        _warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or LLMCLI_KERNELS)")
+        warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
         return None
     return folder
 
@@ -137,7 +151,7 @@ def _check(key: Key, code: bytes) -> bytes:
     return hashlib.blake2b(symbol(key).encode() + code, digest_size=CHECK_BYTES).digest()
 
 
-def _read(folder: Path, key: Key) -> bytes | None:
+def _read(folder: Path, key: Key, warn: Notify) -> bytes | None:
     """The kept object, or None. A damaged one is deleted."""
     path = _path(folder, key)
     try:
@@ -148,26 +162,24 @@ def _read(folder: Path, key: Key) -> bytes | None:
     code = data[head:]
     if data[:head] == MAGIC + _check(key, code):
         return code
-    _warn(f"compiled kernel {path.name} is damaged; compiling it again")
+    warn(f"compiled kernel {path.name} is damaged; compiling it again")
     with contextlib.suppress(OSError):
         path.unlink()
     return None
 
 
-def _write(folder: Path, key: Key, code: bytes) -> bool:
-    """Keeps an object, whole or not at all. Says, and warns, when it cannot."""
-    part = None
+def _write(folder: Path, key: Key, code: bytes, warn: Notify) -> bool:
+    """Keeps an object, whole or not at all. Says whether it could."""
+    path = _path(folder, key)
+    part = folder / f".part-{os.getpid()}-{path.name}"
     try:
-        descriptor, part = tempfile.mkstemp(dir=folder, prefix=".part-")
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(MAGIC + _check(key, code) + code)
-        os.replace(part, _path(folder, key))
+        part.write_bytes(MAGIC + _check(key, code) + code)
+        part.replace(path)
         return True
     except OSError as error:
-        if part:
-            with contextlib.suppress(OSError):
-                os.unlink(part)
-        _warn(f"compiled kernels cannot be kept, so they are compiled again each time: {error}")
+        with contextlib.suppress(OSError):
+            part.unlink()
+        warn(f"compiled kernels cannot be kept, so they are compiled again each time: {error}")
         return False
 
 
@@ -189,4 +201,4 @@ def _alone(folder: Path | None) -> Iterator[None]:
 
 
 def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=3)
+    warnings.warn(text, RuntimeWarning, stacklevel=2)

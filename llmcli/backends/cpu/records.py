@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 def _record(name: str, fields: str) -> Any:
     names = fields.split()
-    return namedtuple(name, names)(*range(0, 8 * len(names), 8))  # type: ignore[misc]
+    return namedtuple(name, names)(*range(0, 8 * len(names), 8))
 
 
 HEADER = _record("HEADER", "tokens outputs token_ids positions owners tables table_stride output_rows error token_tile output_tile")
@@ -37,7 +37,8 @@ chunk * chunk_tiles ...; codes: address of 16 bytes (code + 128) of int4 formats
 row stride x_scales. add: 1 adds to out instead of storing."""
 
 NORM = _record("NORM", "header outputs x x_stride weight bias out out_stride columns heads eps op weight_step")
-"""weight_step: 0 when all heads share one weight, else the bytes from one head's weight to the next."""
+"""columns: of a row, all heads together; weight_step: 0 when all heads share one weight, else the bytes from one
+head's weight to the next."""
 
 ELEMENTWISE = _record("ELEMENTWISE", "header outputs a a_stride b b_stride out out_stride columns value")
 ROPE = _record("ROPE", "header x x_stride heads head_size size frequencies factor")
@@ -45,7 +46,9 @@ ROPE = _record("ROPE", "header x x_stride heads head_size size frequencies facto
 trained), its cos and sin are taken in f64."""
 EMBED = _record("EMBED", "header weights weight_scales codes columns rows out out_stride")
 POSITION = _record("POSITION", "header table columns offset x x_stride")
-CACHE_WRITE = _record("CACHE_WRITE", "header key key_stride value value_stride cache block_bytes head_bytes key_bytes kv_heads head_size op")
+CACHE_WRITE = _record(
+    "CACHE_WRITE", "header key key_stride value value_stride cache block_bytes head_bytes key_bytes kv_heads head_size op"
+)
 """cache: address of block 0's part of this layer."""
 ATTENTION = _record(
     "ATTENTION",
@@ -66,8 +69,8 @@ CHECKSUM = _record("CHECKSUM", "header data size start out")
 STEP = _record("STEP", "header table rows ticket done stop asleep woken threads spins yields")
 """What the threads that compute a step share. table: address of the step's ROWs, `rows` of them; ticket, done, stop:
 addresses of words that threads write (kernels/step.py), each in cache lines of its own; asleep: address of a word for
-each thread, THREAD_BYTES apart; woken: address of i64 [threads]; spins, yields: how often an idle thread looks
-for work before it gives way, and before it returns."""
+each thread, THREAD_BYTES apart; woken: address of i64 [threads], 1 where a sleeping thread has to be woken; spins,
+yields: how often an idle thread looks for work before it gives way, and before it returns."""
 OVER = ((1 << 20) - 1) << 20
 """The ticket of a step that is over."""
 THREAD_BYTES = 128

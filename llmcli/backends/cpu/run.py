@@ -9,13 +9,12 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import numpy.typing as npt
 
-from llmcli.backends.backend import Batch, Result
+from llmcli.backends.backend import Batch, Notify, Result
 from llmcli.backends.cpu import choice, objects, threads
 from llmcli.backends.cpu.buffers import Buffers
 from llmcli.backends.cpu.choice import supports
 from llmcli.backends.cpu.fuse import fuse
 from llmcli.backends.cpu.lower import Lowering, Table
-from llmcli.backends.cpu.objects import Progress
 from llmcli.backends.cpu.records import CHECKSUM, pack
 from llmcli.errors import NumericalError, Stopped
 from llmcli.formats.format import PackedTensor
@@ -26,8 +25,6 @@ __all__ = ["CpuRunner", "checksum", "load", "supports"]
 
 CHECKSUM_PIECE = 1 << 20
 """Bytes that one call of the checksum kernel sums up (kernels/checksum.py)."""
-MOST_TOKENS = 256
-"""Tokens that are computed at once where the caller does not say: longer steps are cut."""
 
 
 def load(
@@ -35,37 +32,35 @@ def load(
     weights: Mapping[str, PackedTensor],
     cache: KVCache,
     threads: int = 0,
-    most_tokens: int = MOST_TOKENS,
-    progress: Progress | None = None,
+    most_tokens: int = 256,
+    notify: Notify | None = None,
 ) -> CpuRunner:
     """A Runner. threads 0: one for each usable core; most_tokens: what is computed at once, longer steps are cut.
-    The first time, kernels are compiled, which `progress` is told."""
-    return CpuRunner(plan, weights, cache, threads, most_tokens, progress)
+    Kernels that were never needed before are compiled; `notify` hears of it."""
+    return CpuRunner(plan, weights, cache, threads, most_tokens, notify)
 
 
 class CpuRunner:
     """See backends.backend.Runner. Raises CorruptFile where a weight does not fit the plan."""
 
     def __init__(
-        self, plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, count: int, most_tokens: int, progress: Progress | None
+        self, plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, count: int, most_tokens: int, notify: Notify | None
     ) -> None:
         self.plan, self.cache = plan, cache
         formats = {name: weights[name].format for name in plan.weights}
-        addresses = objects.load(choice.kernels(plan, formats, cache.dtype), progress)
+        ops = fuse(plan, lambda name: choice.integers(formats[name]))
+        addresses = objects.load(choice.kernels(ops, formats, cache.dtype), notify)
         self._pool = threads.Pool(count or threads.usable(), addresses)
         self._most = most_tokens
-        self._buffers = Buffers(plan, cache, most_tokens, self._pool.threads)
-        ops = fuse(plan, lambda name: choice.integers(formats[name]))
+        self._buffers = Buffers(plan, most_tokens, self._pool.threads)
         self._lowering = Lowering(plan, ops, weights, cache, self._buffers, addresses)
         self._tables: dict[tuple[int, int], Table] = {}
 
     def run(self, batch: Batch) -> Result:
+        self._pool.resume()
         if len(batch.tokens) <= self._most:
             return self._piece(batch, 0)
-        keep = self._buffers.keep
-        kinds = ((self.plan.vocab, np.float32), (keep, np.int32), (keep, np.float32))
-        count = len(batch.outputs)
-        whole = Result(*(np.empty((count, n), dtype) for n, dtype in kinds), np.empty(count), np.empty(count))
+        whole = self._room(len(batch.outputs))
         done = 0
         for start in range(0, len(batch.tokens), self._most):
             part = self._piece(batch, start)
@@ -84,6 +79,12 @@ class CpuRunner:
         stats = buffers.top_stats[:outputs]
         logits = buffers.rows(self.plan.logits, outputs)
         return Result(logits, buffers.top_ids[:outputs], buffers.top_values[:outputs], stats[:, 0], stats[:, 1])
+
+    def _room(self, count: int) -> Result:
+        """Space for so many output rows."""
+        logits = np.empty((count, self.plan.vocab), np.float32)
+        ids, values = np.empty((count, self._buffers.keep), np.int32), np.empty((count, self._buffers.keep), np.float32)
+        return Result(logits, ids, values, np.empty(count), np.empty(count))
 
     def _prepare(self, batch: Batch, start: int) -> tuple[Table, int]:
         """Takes the tokens from `start` on as input. Returns the step's table and how many output rows it has."""
@@ -110,6 +111,7 @@ class CpuRunner:
 
     def times(self, batch: Batch) -> list[tuple[str, str, float]]:
         """Computes a step of at most `most_tokens` tokens and says (kind, label, seconds) of each operation."""
+        self._pool.resume()
         table, _ = self._prepare(batch, 0)
         found = []
         for row, (number, op) in enumerate(self._lowering.ops):
@@ -124,7 +126,7 @@ class CpuRunner:
     def close(self) -> None:
         self._pool.close()
         self._tables.clear()
-        del self._lowering, self._buffers
+        self._lowering.weights = {}
 
 
 def _block_tables(batch: Batch) -> npt.NDArray[np.int32]:

@@ -51,6 +51,7 @@ class Pool:
         words[:] = 1  # all asleep
         ticket, done, self._stop = (words[i * THREAD_BYTES // 8 :][:1] for i in range(3))
         ticket[0] = OVER
+        self.resume()
         self._woken = np.zeros(threads, np.int64)
         self._step = pack(
             STEP,
@@ -66,6 +67,7 @@ class Pool:
             spins=SPINS,
             yields=YIELDS,
         )
+        self._record = int(self._step.ctypes.data)
         self._semaphores = [threading.Semaphore(0) for _ in range(threads)]
         closing = threading.Event()
         shared = (self._run, self._step, words, self._woken)
@@ -82,19 +84,23 @@ class Pool:
 
     def run(self, table: npt.NDArray[np.int64], header: npt.NDArray[np.int64]) -> bool:
         """Computes the ROWs of `table` with the step's HEADER. Returns False when `stop` ended it early."""
-        step, record = self._step, self._step.ctypes.data
-        self._stop[0] = 0
+        step, record = self._step, self._record
         step[STEP.table // 8], step[STEP.rows // 8], step[STEP.header // 8] = table.ctypes.data, len(table), header.ctypes.data
         try:
             self._start(record, 0, 0)
             for number in np.flatnonzero(self._woken):
                 self._semaphores[number].release()
+                self._woken[number] = 0
         finally:  # an exception from a signal's handler must not leave a step half done
             self._run(record, 0, 0)
         return not self._stop[0]
 
+    def resume(self) -> None:
+        """Forgets an earlier `stop`."""
+        self._stop[0] = 0
+
     def stop(self) -> None:
-        """Asks the running step to end after the operation it is at. From any thread."""
+        """Ends the running step after the operation it is at, and following ones until `resume`. From any thread."""
         self._stop[0] = 1
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from llmcli.backends.cpu import target
 
 BLOCK = 256
-"""Positions in a block of the cache (kv.BLOCK)."""
+"""Positions in a block of the cache: kv.BLOCK, said here again because kernels' object files are keyed by this file."""
 
 
 @dataclass(frozen=True)

@@ -51,7 +51,7 @@ def load(
     most_tokens: int = 0,
     notify: Notify | None = None,
 ) -> ReferenceRunner:
-    """A Runner. threads and most_tokens mean nothing here."""
+    """A Runner. Nothing is compiled, and threads and most_tokens mean nothing here."""
     return ReferenceRunner(plan, weights, cache)
 
 

@@ -12,10 +12,8 @@ A `part` is one query's (vector [Dp], maximum, sum) over some keys; f32.
 from __future__ import annotations
 
 import numpy as np
-from llvmlite import ir
 from numba import njit
 
-from llmcli.backends.cpu.kernels.instructions import i32x16, instruction
 from llmcli.backends.cpu.kernels.mathematics import exp, tanh
 from llmcli.backends.cpu.kernels.outer import BYTES, outer
 from llmcli.backends.cpu.kernels.threads import atomic_add, store_release
@@ -26,6 +24,7 @@ from llmcli.backends.cpu.kernels.vectors import (
     fma,
     greater_i32,
     lane,
+    lane_numbers,
     larger,
     largest,
     load_f32,
@@ -44,11 +43,6 @@ from llmcli.backends.cpu.tiles import BLOCK, attention_tile
 
 F = np.float32
 MINUS_INFINITY = F(-np.inf)
-
-
-@instruction(i32x16())
-def lane_numbers(b):
-    return ir.Constant(i32x16.llvm, list(range(16)))
 
 
 @njit(forceinline=True)

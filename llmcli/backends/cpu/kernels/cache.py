@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 
 from llmcli.backends.cpu.kernels.faults import report
 from llmcli.backends.cpu.kernels.half import f32_to_f16
@@ -22,10 +21,9 @@ from llmcli.backends.cpu.kernels.vectors import (
     store_vector,
 )
 from llmcli.backends.cpu.records import CACHE_WRITE, HEADER
+from llmcli.backends.cpu.tiles import BLOCK
 
 F = np.float32
-BLOCK = 256
-"""Positions in a block (kv.BLOCK)."""
 
 
 def scatter(convert):

@@ -1,17 +1,19 @@
 """Rotary positions, in place: pairs of columns are turned by position * frequency. One chunk is one token.
 
-A pair's cosine and sine serve all heads. Angles and their reduction are float64, so that far positions turn exactly.
+A pair's cosine and sine serve all heads. Angles are float32 products, as in the implementations that models are trained
+with (ops.py); their reduction is float64, so that far positions turn exactly.
 """
 
 from __future__ import annotations
 
+import numpy as np
 from llvmlite import ir
 from numba import njit
 
-from llmcli.backends.cpu.kernels.doubles import load_first_f64, narrow, splat_f64
+from llmcli.backends.cpu.kernels.doubles import load_first_f64, narrow, splat_f64, widen
 from llmcli.backends.cpu.kernels.instructions import f32x16, i32x16, instruction
 from llmcli.backends.cpu.kernels.mathematics import cosine_sine
-from llmcli.backends.cpu.kernels.vectors import as_f64, field, load_first, load_i32, store_first
+from llmcli.backends.cpu.kernels.vectors import as_f64, field, load_first, load_i32, splat, store_first
 from llmcli.backends.cpu.records import HEADER, ROPE
 
 
@@ -60,8 +62,8 @@ def rows(turn):
             factor = splat_f64(as_f64(field(args, ROPE.factor)))
             for at in range(0, half, 16):
                 n = half - at
-                angle = load_first_f64(field(args, ROPE.frequencies) + at * 8, n) * splat_f64(float(position))
-                cosine, sine = cosine_sine(angle)
+                angle = narrow(load_first_f64(field(args, ROPE.frequencies) + at * 8, n)) * splat(np.float32(position))
+                cosine, sine = cosine_sine(widen(angle))
                 cosine, sine = narrow(cosine * factor), narrow(sine * factor)
                 x = field(args, ROPE.x) + chunk * field(args, ROPE.x_stride)
                 for _ in range(field(args, ROPE.heads)):

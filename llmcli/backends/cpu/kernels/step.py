@@ -7,8 +7,9 @@ Whoever finishes the last chunk of an operation publishes the next one and keeps
 chunk follow each other in one thread without any traffic. An operation is done when its chunks are: nobody waits for a
 thread that holds none.
 
-`step.start` publishes a step, `step.run` works: as thread 0 until the step is over, as another thread until there has
-been nothing to do for a while. Arguments: (a STEP record, 0, thread).
+`step.start` publishes a step and marks the threads that sleep, for the caller to wake them; `step.run` works: as thread 0
+until the step is over, as another thread until there has been nothing to do for a while. Arguments: (a STEP record, 0,
+thread).
 """
 
 from __future__ import annotations
@@ -93,8 +94,8 @@ def start():
         number = (load_acquire(field(args, STEP.ticket)) >> 2 * BITS) + 1
         publish(args, number << 2 * BITS, 0, False)
         for other in range(1, field(args, STEP.threads)):
-            asleep = field(args, STEP.asleep) + other * THREAD_BYTES
-            store_i64(field(args, STEP.woken) + other * 8, 1 if compare_exchange(asleep, 1, 0) else 0)
+            if compare_exchange(field(args, STEP.asleep) + other * THREAD_BYTES, 1, 0):
+                store_i64(field(args, STEP.woken) + other * 8, 1)
 
     return kernel
 

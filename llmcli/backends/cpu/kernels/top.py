@@ -10,7 +10,6 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 from numba import njit
-from numba.core import cgutils
 
 from llmcli.backends.cpu.kernels.doubles import splat_f64, total_f64, widen
 from llmcli.backends.cpu.kernels.instructions import I8, I16, I64, instruction, intp, mask
@@ -24,6 +23,7 @@ from llmcli.backends.cpu.kernels.vectors import (
     greater_i32,
     lane,
     lane_i32,
+    lane_numbers,
     larger,
     largest_i32,
     load_first,
@@ -49,8 +49,8 @@ FAR = F(-150)
 @instruction(intp())
 def stack_memory(b):
     """The address of the collection: i32 keys [ROOM], i32 ids [ROOM], both with 16 more."""
-    memory = cgutils.alloca_once(b, ir.ArrayType(I8, 8 * (ROOM + 16)))
-    return b.ptrtoint(memory, I64)
+    with b.goto_entry_block():
+        return b.ptrtoint(b.alloca(ir.ArrayType(I8, 8 * (ROOM + 16))), I64)
 
 
 @instruction(intp(mask))
@@ -78,14 +78,20 @@ def load_keys(logits, n):
     return choose(first_lanes(n), larger(keys, splat_i32(LOWEST + 1)), splat_i32(LOWEST))
 
 
+@njit(forceinline=True)
+def ones_where_greater(x, y):
+    return choose(greater_i32(x, y), splat_i32(1), splat_i32(0))
+
+
 # --- The collection: keys and ids of some logits, ids ascending
+
 
 @njit(forceinline=True)
 def count_above(keys, n, threshold):
     """How many of n keys exceed the threshold; the 16 after them must be LOWEST."""
     count = splat_i32(0)
     for at in range(0, n, 16):
-        count = count + choose(greater_i32(load_i32x16(keys + at * 4), splat_i32(threshold)), splat_i32(1), splat_i32(0))
+        count = count + ones_where_greater(load_i32x16(keys + at * 4), splat_i32(threshold))
     return total_i32(count)
 
 
@@ -136,17 +142,18 @@ def put_in_order(keys, ids, n, out_ids, out_values):
     """Each to its place: after all larger ones, and after equal ones with lower ids."""
     store_vector(keys + n * 4, splat_i32(LOWEST))
     for i in range(n):
-        store_i32(out_ids + i * 4, -1)
-    for i in range(n):
         key = load_i32(keys + i * 4)
-        place = count_above(keys, n, key)
-        while load_i32(out_ids + place * 4) >= 0:
-            place += 1
+        count = splat_i32(0)
+        for at in range(0, n, 16):
+            before = ones_where_greater(splat_i32(i - at), lane_numbers())
+            count = count + ones_where_greater(load_i32x16(keys + at * 4), splat_i32(key) - before)
+        place = total_i32(count)
         store_i32(out_ids + place * 4, load_i32(ids + i * 4))
         store_f32(out_values + place * 4, lane(floats(in_order(splat_i32(key))), 0))
 
 
 # --- The softmax
+
 
 @njit(forceinline=True)
 def maximum(logits, vocab):

@@ -237,6 +237,11 @@ def first_lanes(b, n):
     return b.icmp_signed("<", ir.Constant(i32x16.llvm, list(range(16))), broadcast(b, b.trunc(n, I32)))
 
 
+@instruction(i32x16())
+def lane_numbers(b):
+    return ir.Constant(i32x16.llvm, list(range(16)))
+
+
 def halving(operation):
     """Reduces 16 lanes in one fixed tree: lane i with i + 8, then i + 4, i + 2, i + 1."""
 

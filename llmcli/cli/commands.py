@@ -1,0 +1,134 @@
+"""The table of commands as a Typer application that only reads: it turns words into a call, and `app.py` makes the call.
+
+A command is a module with `Options`, a dataclass whose annotations are Typer's, and `execute(options, console)`. Options that
+several commands share are dataclasses to inherit from (options.py); in the help, a class is a section.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import importlib
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any, get_type_hints
+
+import typer
+import typer.core
+import typer.main
+
+import llmcli
+from llmcli.cli.app import COMMANDS, OVERVIEW
+from llmcli.cli.console import Console
+from llmcli.cli.options import Common, option
+from llmcli.errors import UsageError
+
+Call = Callable[[], int]
+HELP = {"help_option_names": ["-h", "--help"]}
+
+
+def read(words: list[str], console: Console) -> Call | None:
+    """The call that the words mean; None after help. Raises UsageError; typer.Exit where Typer itself has answered."""
+    app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, context_settings=HELP)
+    app.callback(invoke_without_command=True)(_function(_overall, Overall, first="context"))
+    try:
+        with typer.main.get_command(app).make_context("llm", words, obj=console) as context:
+            found: Call | None = context.command.invoke(context)
+            return found
+    except typer.TyperException as error:
+        raise _usage(error) from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Overall(Common):
+    version: Annotated[bool, option("--version", help="the version")] = False
+
+
+def _overall(context: typer.Context, **values: Any) -> None:
+    options = Overall(**values)
+    context.obj.configure(options)
+    if options.version:
+        typer.echo(f"llm {llmcli.__version__}")
+    elif context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+
+
+class _Commands(typer.core.TyperGroup):
+    def list_commands(self, ctx: Any) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """Imports the command's module: only now, so that nobody waits for another command."""
+        if cmd_name not in COMMANDS:
+            raise _unknown(cmd_name)
+        return command(cmd_name, ctx.obj)
+
+    def format_help(self, ctx: Any, formatter: Any) -> None:
+        lines = "\n".join(f"  {name:<21} {line}" for name, (_, line) in COMMANDS.items())
+        formatter.write(OVERVIEW.format(commands=lines))
+
+
+class _Command(typer.core.TyperCommand):
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """A section for each class of options; what is for every command comes last."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None:
+                sections.setdefault(getattr(param, "rich_help_panel", None) or Common.__doc__ or "", []).append(record)
+        for title, records in sections.items():
+            with formatter.section(title):
+                formatter.write_dl(records)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        rest = super().parse_args(ctx, args)
+        if rest:
+            raise UsageError(f"unexpected argument {rest[0]!r}", "a text of several words needs quotes", f"See {ctx.command_path} --help")
+        return rest
+
+
+def command(name: str, console: Console) -> Any:
+    """The command as Typer's object; invoked, it returns the call."""
+    module_name, line = COMMANDS[name]
+    module = importlib.import_module(module_name)
+
+    def call(**values: Any) -> Call:
+        options = module.Options(**values)
+        console.configure(options)
+        return functools.partial(module.execute, options, console)
+
+    app = typer.Typer(add_completion=False, rich_markup_mode=None)
+    app.command(name, help=f"{line}.", cls=_Command, context_settings={**HELP, "allow_extra_args": True})(_function(call, module.Options))
+    return typer.main.get_command(app)
+
+
+def _function(function: Callable[..., Any], options: type, first: str = "") -> Callable[..., Any]:
+    """The function, with the fields of `options` as its parameters in Typer's eyes."""
+    before = [inspect.Parameter(first, inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)] if first else []
+    function.__signature__ = inspect.Signature([*before, *_parameters(options)])  # type: ignore[attr-defined]
+    return function
+
+
+def _parameters(options: type) -> Iterator[inspect.Parameter]:
+    """A parameter for each field: the class's own first, then those of the classes it inherits from, in the order it names them."""
+    hints = get_type_hints(options, include_extras=True)
+    for kind in options.__mro__:
+        for name in inspect.get_annotations(kind):
+            default = getattr(options, name, inspect.Parameter.empty)
+            yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[name])
+
+
+def _unknown(name: str) -> UsageError:
+    if " " in name:
+        return UsageError(f"no command {name!r}", todo='To continue a text: llm run "TEXT"')
+    near = difflib.get_close_matches(name, COMMANDS, n=3)
+    guess = f"Did you mean {' or '.join(near)}? " if near else ""
+    return UsageError(f"no command {name!r}", todo=f"{guess}See llm --help")
+
+
+def _usage(error: typer.TyperException) -> UsageError:
+    """Typer's complaint as ours. Its options that come near are in it."""
+    context = getattr(error, "ctx", None)
+    message = " ".join(error.format_message().split()).rstrip(".")
+    return UsageError(message[:1].lower() + message[1:], todo=f"See {context.command_path if context else 'llm'} --help")
