@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from math import prod
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from llmcli.errors import CorruptFile, InternalError, NumericalError, UnsupportedModel
-from llmcli.formats.bf16 import widen
 from llmcli.formats.format import Bytes, Floats
 from llmcli.plan import Weight
+from llmcli.weights import encodings
+from llmcli.weights.encodings import FLOATS, Encoding
 from llmcli.weights.safetensors import Tensor, shown
 
-FLOAT_FORMATS = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-"""Our format for each type of float that a checkpoint may hold."""
 WIDEST = 1 << 20
 """Elements that are widened to float32 at once."""
 
@@ -37,7 +36,7 @@ class Source(Protocol):
 
 
 class Reader(Protocol):
-    """Where tensors come from (folder.Checkpoint)."""
+    """Where tensors come from (folder.Checkpoint, gguf.Checkpoint)."""
 
     @property
     def tensors(self) -> Mapping[str, Tensor]: ...
@@ -52,6 +51,10 @@ class Matrix(Protocol):
 
     def read(self, start: int, stop: int) -> Floats:
         """Rows start .. stop, f32. Raises NumericalError naming the tensor and the place of a NaN or infinity."""
+        ...
+
+    def repack(self, start: int, stop: int, format: str) -> Bytes | None:
+        """Rows start .. stop as they are stored, packed bit for bit; None where the format cannot hold them."""
         ...
 
 
@@ -72,8 +75,8 @@ def check(
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CorruptFile("the weights do not fit config.json", "; ".join(faults[:5]) + more)
     for name in sorted(used):
-        if tensors[name].dtype not in FLOAT_FORMATS:
-            stored = f"it is stored as {tensors[name].dtype}, and llm reads {', '.join(FLOAT_FORMATS)}"
+        if encodings.find(tensors[name].dtype) is None:
+            stored = f"it is stored as {tensors[name].dtype}, and llm reads {', '.join(FLOATS)} and the block types of GGUF"
             raise UnsupportedModel(f"tensor {shown(name)}", stored, "Use the original model in one of these types")
 
 
@@ -113,8 +116,22 @@ def _unlike_parts(wholes: list[list[Tensor]], shape: tuple[int, ...]) -> list[st
 
 def float_format(source: Source, tensors: Mapping[str, Tensor]) -> str:
     """The float format that holds the source's tensors as they come: f32 where their types differ."""
-    found = {FLOAT_FORMATS[tensors[name].dtype] for name in source.names}
+    found = {_encoding(tensors[name]).float_format for name in source.names}
     return found.pop() if len(found) == 1 else "f32"
+
+
+def kept(source: Source, tensors: Mapping[str, Tensor], wanted: str) -> str:
+    """The format that holds the source's blocks bit for bit where the format `wanted` is asked for, else `wanted`."""
+    found = {_encoding(tensors[name]).kept.get(wanted, wanted) for name in source.names}
+    return found.pop() if len(found) == 1 else wanted
+
+
+def _encoding(tensor: Tensor) -> Encoding:
+    """The encoding of a tensor that has passed `check`."""
+    found = encodings.find(tensor.dtype)
+    if found is None:
+        raise InternalError(f"tensor {shown(tensor.name)} was not checked")
+    return found
 
 
 def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
@@ -140,10 +157,16 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
 
 
 def chunks(matrix: Matrix, step: int) -> Iterator[tuple[int, Floats]]:
-    """All rows of a matrix, in blocks of a multiple of `step` rows and about WIDEST elements: (first row, rows)."""
+    """All rows of a matrix, in the blocks of `spans`: (first row, rows)."""
+    for start, stop in spans(matrix, step):
+        yield start, matrix.read(start, stop)
+
+
+def spans(matrix: Matrix, step: int) -> Iterator[tuple[int, int]]:
+    """A matrix cut into blocks of a multiple of `step` rows and about WIDEST elements: (first row, row after the last)."""
     block = max(step, WIDEST // max(matrix.columns, 1) // step * step)
     for start in range(0, matrix.rows, block):
-        yield start, matrix.read(start, min(start + block, matrix.rows))
+        yield start, min(start + block, matrix.rows)
 
 
 def _width(shape: tuple[int, ...]) -> int:
@@ -161,13 +184,20 @@ class _Stored:
     def __init__(self, reader: Reader, name: str, first: int, rows: int) -> None:
         self._reader, self._tensor, self._first = reader, reader.tensors[name], first
         self.rows, self.columns = rows, _width(self._tensor.shape)
+        self.encoding = _encoding(self._tensor)
 
     def read(self, start: int, stop: int) -> Floats:
-        tensor, first, count = self._tensor, self._first + start, stop - start
-        width = self.columns * _STORED[tensor.dtype].itemsize
-        values = _decode(self._reader.read(tensor.name, first * width, count * width), tensor.dtype)
-        _check_finite(values, first * self.columns, tensor)
-        return values.reshape(count, self.columns)
+        values = self.encoding.decode(self.raw(start, stop).reshape(-1))
+        _check_finite(values, (self._first + start) * self.columns, self._tensor)
+        return values.reshape(stop - start, self.columns)
+
+    def raw(self, start: int, stop: int) -> Bytes:
+        """Rows start .. stop as they are stored, u8 [rows, bytes of a row]."""
+        width, count = self.columns // self.encoding.elements * self.encoding.size, stop - start
+        return self._reader.read(self._tensor.name, (self._first + start) * width, count * width).reshape(count, width)
+
+    def repack(self, start: int, stop: int, format: str) -> Bytes | None:
+        return self.encoding.repack(lambda: self.raw(start, stop), format)
 
 
 def _whole(reader: Reader, name: str) -> _Stored:
@@ -184,15 +214,18 @@ class _Rearranged:
         self._raw: Bytes | None = None
 
     def read(self, start: int, stop: int) -> Floats:
-        tensor = self._tensor
+        tensor, encoding = self._tensor, _encoding(self._tensor)
         if self._raw is None:
             self._raw = self._reader.read(tensor.name, 0, tensor.size)
-            item = _STORED[tensor.dtype].itemsize
-            for at in range(0, tensor.size, WIDEST * item):
-                _check_finite(_decode(self._raw[at : at + WIDEST * item], tensor.dtype), at // item, tensor)
-        stored = self._raw.view(_STORED[tensor.dtype]).reshape(tensor.shape[0], -1)
-        rows = (stored.T if self._transposed else stored)[self._order[start:stop]]
-        return _decode(np.ascontiguousarray(rows).view(np.uint8).ravel(), tensor.dtype).reshape(stop - start, self.columns)
+            for at in range(0, tensor.size, WIDEST * encoding.size):
+                values = encoding.decode(self._raw[at : at + WIDEST * encoding.size])
+                _check_finite(values, at // encoding.size * encoding.elements, tensor)
+        stored = self._raw.reshape(tensor.shape[0], -1, encoding.size)
+        rows = (stored.swapaxes(0, 1) if self._transposed else stored)[self._order[start:stop]]
+        return encoding.decode(np.ascontiguousarray(rows).ravel()).reshape(stop - start, self.columns)
+
+    def repack(self, start: int, stop: int, format: str) -> Bytes | None:
+        return None
 
 
 class _Joined:
@@ -201,24 +234,25 @@ class _Joined:
     def __init__(self, parts: list[_Stored]) -> None:
         self._parts = parts
         self.rows, self.columns = sum(part.rows for part in parts), parts[0].columns
+        self._encoding = parts[0].encoding if len({id(part.encoding) for part in parts}) == 1 else None
 
     def read(self, start: int, stop: int) -> Floats:
-        found, above = [], 0
+        return np.concatenate([part.read(first, last) for part, first, last in self._within(start, stop)])
+
+    def repack(self, start: int, stop: int, format: str) -> Bytes | None:
+        def rows() -> Bytes:
+            return np.concatenate([part.raw(first, last) for part, first, last in self._within(start, stop)])
+
+        return None if self._encoding is None else self._encoding.repack(rows, format)
+
+    def _within(self, start: int, stop: int) -> Iterator[tuple[_Stored, int, int]]:
+        """The parts that rows start .. stop are in, each with its own rows of them."""
+        above = 0
         for part in self._parts:
             first, last = max(start - above, 0), min(stop - above, part.rows)
             if first < last:
-                found.append(part.read(first, last))
+                yield part, first, last
             above += part.rows
-        return found[0] if len(found) == 1 else np.concatenate(found)
-
-
-_STORED: dict[str, np.dtype[Any]] = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(np.uint16)}
-
-
-def _decode(raw: Bytes, dtype: str) -> Floats:
-    """A tensor's bytes as float32."""
-    values = raw.view(_STORED[dtype])
-    return widen(values) if dtype == "BF16" else values.astype(np.float32, copy=False)
 
 
 def _check_finite(values: Floats, first: int, tensor: Tensor) -> None:

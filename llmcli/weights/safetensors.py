@@ -81,15 +81,7 @@ class File:
 
     def read_into(self, buffer: memoryview, start: int) -> None:
         """Fills the buffer with the file's bytes from `start` on. Callable from several threads at once."""
-        done = 0
-        while done < len(buffer):
-            try:
-                count = os.preadv(self._descriptor, [buffer[done:]], start + done)
-            except OSError as error:
-                raise CorruptFile(f"{self.path} cannot be read", error.strerror or str(error)) from error
-            if count == 0:
-                raise CorruptFile(str(self.path), f"it ends after {start + done:,} bytes: it was cut off while it was read")
-            done += count
+        read_at(self._descriptor, buffer, start, self.path)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -111,6 +103,19 @@ class File:
         if length > self.size - 8:
             raise CorruptFile(str(self.path), f"its header has {length:,} bytes and the file only {self.size:,}: it was cut off")
         return self.read(8, length).tobytes()
+
+
+def read_at(descriptor: int, buffer: memoryview, start: int, path: Path) -> None:
+    """Fills the buffer with a file's bytes from `start` on. Raises CorruptFile, naming the path, where there are too few."""
+    done = 0
+    while done < len(buffer):
+        try:
+            count = os.preadv(descriptor, [buffer[done:]], start + done)
+        except OSError as error:
+            raise CorruptFile(f"{path} cannot be read", error.strerror or str(error)) from error
+        if count == 0:
+            raise CorruptFile(str(path), f"it ends after {start + done:,} bytes: it was cut off while it was read")
+        done += count
 
 
 def open_regular(path: Path) -> int:

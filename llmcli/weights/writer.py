@@ -40,7 +40,7 @@ ALWAYS = {"vector": "vector", "table": "vector", "router": "f32"}
 def choose(weight: Weight, source: Source, tensors: Mapping[str, Tensor], quantization: str) -> str:
     """The format for a weight."""
     chosen = ALWAYS.get(weight.kind) or FORMATS[quantization].get(weight.kind)
-    return chosen or convert.float_format(source, tensors)
+    return convert.kept(source, tensors, chosen) if chosen else convert.float_format(source, tensors)
 
 
 def write_model(
@@ -118,9 +118,12 @@ def _pack_matrix(matrix: Matrix, format: str, out: Bytes, advance: Callable[[int
     module, columns = formats.get(format), matrix.columns
     sections = module.sections(matrix.rows, columns)
     out[sum(sections) :] = 0
-    for start, values in convert.chunks(matrix, ROWS):
-        own = module.sections(len(values), columns)
-        layout.insert(out, sections, module.pack(values), module.sections(start, columns), own)
+    for start, stop in convert.spans(matrix, ROWS):
+        packed = matrix.repack(start, stop, format)
+        if packed is None:
+            packed = module.pack(matrix.read(start, stop))
+        own = module.sections(stop - start, columns)
+        layout.insert(out, sections, packed, module.sections(start, columns), own)
         advance(sum(own))
 
 
