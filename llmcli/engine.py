@@ -1,7 +1,7 @@
 """The one place that ties the folders together: a model's name becomes something that computes.
 
     name -(weights/store)-> packed file -(models/decoder)-> plan -(backends/*)-> runner
-    folder -(models/architectures, weights/writer)-> packed file
+    folder or GGUF file -(models/architectures, weights/writer)-> packed file
 It computes no token itself (`generate.py` does) and prints nothing: news go through callbacks.
 """
 
@@ -11,8 +11,9 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcli import memory
 from llmcli.backends import backend as backends
@@ -25,6 +26,9 @@ from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
 from llmcli.weights.packed import Packed
+
+if TYPE_CHECKING:
+    from llmcli.weights.convert import Reader, Source
 
 DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
@@ -163,26 +167,64 @@ def import_folder(
     """
     # Only imports need these: a run should not wait for them.
     from llmcli.models import architectures, config, names
-    from llmcli.weights import folder, writer
+    from llmcli.weights import folder
 
     name = store.checked_name(name or directory.resolve().name)
+    path = path or store.path_of(name, quant)
     with folder.open_folder(directory) as source:
         spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        Tokenizer(source.files["tokenizer.json"])  # a broken one is found now, not at the first run
-        path = path or store.path_of(name, quant)
-        writer.write_model(
-            path,
-            plan.weights,
-            names.sources(spec, plan, architecture, source.checkpoint.tensors),
-            source.checkpoint,
-            quant,
-            {"name": name, "source": origin or str(directory.resolve()), "revision": "", "spec": spec.to_json()},
-            source.files,
-            ignored=names.ignored(spec, architecture),
-            progress=None if progress is None else lambda done, total: progress(f"{name}:{quant}", done, total),
-        )
+        sources = names.sources(spec, plan, architecture, source.checkpoint.tensors)
+        about = {"name": name, "source": origin or str(directory.resolve())}
+        ignored = names.ignored(spec, architecture)
+        _write(path, about, quant, spec, plan, sources, source.checkpoint, source.files, ignored, progress)
     return path
+
+
+def import_gguf(
+    file: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+) -> Path:
+    """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
+
+    The other arguments are those of `import_folder`, and so are the errors."""
+    from llmcli.models import architectures, gguf, names
+    from llmcli.text import gguf as vocabulary
+    from llmcli.weights import gguf as weights
+
+    name = store.checked_name(name or file.resolve().stem)
+    path = path or store.path_of(name, quant)
+    with weights.File(file) as source:
+        shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
+        found = gguf.read(source.metadata, shapes, source.vector(gguf.ROPE_FACTORS))
+        spec, _ = architectures.describe(found.config)
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        checkpoint = weights.Checkpoint(source, found.interleaved)
+        files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
+        about = {"name": name, "source": origin or str(file.resolve())}
+        ignored = names.ignored(spec, found)
+        _write(path, about, quant, spec, plan, names.sources(spec, plan, found), checkpoint, files, ignored, progress)
+    return path
+
+
+def _write(
+    path: Path,
+    about: Mapping[str, str],
+    quant: str,
+    spec: Spec,
+    plan: Plan,
+    sources: Mapping[str, Source],
+    checkpoint: Reader,
+    files: Mapping[str, bytes],
+    ignored: tuple[str, ...],
+    progress: Progress | None,
+) -> None:
+    """Writes the packed file of a model, whatever it came as. about: name and source."""
+    from llmcli.weights import writer
+
+    Tokenizer(files["tokenizer.json"])  # a broken one is found now, not at the first run
+    metadata = {"revision": "", "spec": spec.to_json(), **about}
+    news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
+    writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
 
 
 def list_models() -> list[store.Model]:

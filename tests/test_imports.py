@@ -49,6 +49,7 @@ THEIRS: dict[str, set[str]] = {
     "platformdirs": {"places"},
     "jinja2": {"text"},
     "tokenizers": {"text"},
+    "gguf": {"weights"},
     "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "generate"},
     "llvmlite": {"backends.cpu"},
     "numba": {"backends.cpu.kernels", "backends.cpu.compile"},

@@ -1,4 +1,4 @@
-"""`llm import DIR`: a folder in the Hub's layout becomes a model of ours."""
+"""`llm import DIR` or FILE.gguf: a folder in the Hub's layout, or a GGUF file, becomes a model of ours."""
 
 from __future__ import annotations
 
@@ -16,23 +16,29 @@ from llmcli.errors import NotFound
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="with config.json, safetensors files and tokenizer.json", rich_help_panel="The model")
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DIR|FILE.gguf",
+            help="a folder with config.json, safetensors and tokenizer.json, or a GGUF file",
+            rich_help_panel="The model",
+        ),
     ]
     quant: Annotated[
         Literal["int8", "int4", "none"],
         option("--quant", section="The model", metavar="TYPE", help="how weights are stored: int8 (default), int4, none"),
     ] = "int8"
-    name: Annotated[str | None, option("--name", section="The model", metavar="NAME", help="what to call it (the folder's name)")] = None
+    name: Annotated[str | None, option("--name", section="The model", metavar="NAME", help="what to call it (the source's name)")] = None
 
 
 def execute(options: Options, console: Console) -> int:
-    if not options.folder.is_dir():
-        raise NotFound(f"no folder {str(options.folder)!r}", "", "Check the name")
+    if not options.source.exists():
+        raise NotFound(f"no file or folder {str(options.source)!r}", "", "Check the name")
     from llmcli import engine
 
+    load = engine.import_folder if options.source.is_dir() else engine.import_gguf
     with progress(console) as report:
-        path = engine.import_folder(options.folder, options.quant, options.name, report)
+        path = load(options.source, options.quant, options.name, report)
     with open_answer() as answer:
         answer.write(f"{path}\n")
     return 0

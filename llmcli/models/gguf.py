@@ -22,7 +22,7 @@ ROPE_FACTORS = "rope_freqs.weight"
 """The tensor of numbers that the rotary frequencies are divided by (Llama 3's scaling, worked out for each pair)."""
 
 
-@dataclass(frozen=True)
+@dataclass
 class Description:
     """config: a config.json for `architectures.describe`. NAMES, PREFIX, IGNORED: for `names.sources`. interleaved:
     endings of tensors -> their heads, whose rows have the halves of each head interleaved."""
@@ -166,7 +166,10 @@ def _scaling(entries: Entries, context: int, factors: list[float]) -> dict[str, 
     if magnitude != 1.0 or kind not in ("linear", "yarn"):
         raise UnsupportedModel("the GGUF file", f"llm does not know its rotary scaling {str(kind)[:40]!a}")
     found = {"rope_type": kind, "factor": factor}
-    return {**found, "original_max_position_embeddings": trained} if kind == "yarn" else found
+    if kind == "yarn":
+        betas = {name: entries.get(f"rope.scaling.yarn_{name}") for name in ("beta_fast", "beta_slow")}
+        found |= {"original_max_position_embeddings": trained, **betas}
+    return found
 
 
 def _gpt2(entries: Entries, shapes: Shapes, factors: list[float]) -> Description:

@@ -44,7 +44,7 @@ _TEKKEN = _cut(
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*|"
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-_FALCON = [
+_FALCON: list[dict[str, Any]] = [
     {"type": "Punctuation", "behavior": "Contiguous"},
     _GPT2,
     {"type": "Digits", "individual_digits": False},
@@ -80,8 +80,10 @@ def files(metadata: Metadata) -> dict[str, bytes]:
     elif model == "llama":
         parts, beginning = _sentencepiece(metadata, tokens, kinds), True
     else:
-        raise UnsupportedModel(f"the tokenizer is of the kind {json.dumps(model)[:60]}", "llm reads gpt2 (byte-level BPE) and llama (SentencePiece)")
-    library = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": _added(tokens, kinds), "post_processor": None, **parts}
+        known = "llm reads gpt2 (byte-level BPE) and llama (SentencePiece)"
+        raise UnsupportedModel(f"the tokenizer is of the kind {json.dumps(model)[:60]}", known)
+    none = dict.fromkeys(("truncation", "padding", "post_processor"))
+    library = {"version": "1.0", **none, "added_tokens": _added(tokens, kinds), **parts}
     named = {name: _token(metadata, name, tokens) for name in ("bos", "eos", "unknown", "padding")}
     config: dict[str, Any] = {"add_bos_token": _get(metadata, "add_bos_token", bool, beginning) and named["bos"] is not None}
     for ours, theirs in {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}.items():
@@ -141,13 +143,14 @@ def _sentencepiece(metadata: Metadata, tokens: list[str], kinds: list[int]) -> d
 
 def _merges(tokens: list[str], kinds: list[int], scores: list[float]) -> Iterator[tuple[str, str]]:
     """All pairs of pieces that make a piece, the best piece first: SentencePiece merges whatever gives the best score."""
-    numbers = {token: i for i, (token, kind) in reversed(list(enumerate(zip(tokens, kinds, strict=True)))) if kind in (NORMAL, USER_DEFINED)}
+    numbers = {token: i for token, i in _vocabulary(tokens, kinds).items() if kinds[i] in (NORMAL, USER_DEFINED)}
     for number in sorted(numbers.values(), key=lambda i: (-scores[i], i)):
         piece = tokens[number]
         if kinds[number] != NORMAL or len(piece) > LONGEST_PIECE:
             continue
         pairs = ((piece[:at], piece[at:]) for at in range(1, len(piece)))
-        yield from sorted((p for p in pairs if p[0] in numbers and p[1] in numbers), key=lambda p: (numbers[p[0]], numbers[p[1]]))
+        known = (pair for pair in pairs if pair[0] in numbers and pair[1] in numbers)
+        yield from sorted(known, key=lambda pair: (numbers[pair[0]], numbers[pair[1]]))
 
 
 def _vocabulary(tokens: list[str], kinds: list[int]) -> dict[str, int]:

@@ -17,6 +17,7 @@ from llmcli.formats import layout
 from llmcli.formats.bf16 import widen
 from llmcli.formats.format import ROWS, Bytes, Floats, padded
 
+
 @dataclass(frozen=True)
 class Encoding:
     """elements: values in a block; size: its bytes; decode: blocks, u8 [n * size], as f32 [n * elements].

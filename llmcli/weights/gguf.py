@@ -69,6 +69,15 @@ class File:
         read_at(self._descriptor, out.data, start, self.path)
         return out
 
+    def vector(self, name: str) -> list[float]:
+        """The numbers of a small f32 vector; none where the file has no such tensor."""
+        tensor = self.tensors.get(name)
+        if tensor is None:
+            return []
+        if tensor.dtype != "F32" or len(tensor.shape) != 1 or tensor.size > WINDOW:
+            self.wrong(f"tensor {shown(name)} is {tensor.dtype} {list(tensor.shape)}, not a few numbers")
+        return [float(number) for number in self.read(tensor.start, tensor.size).view(np.float32)]
+
     def close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
@@ -164,8 +173,8 @@ class _Cursor:
             self._start, self._at = self.position, 0
             left = self._limit - self._start
             if count > left:
-                short = self._file.size <= MOST_HEADER_BYTES
-                self._file.wrong("its header ends too early: it was cut off" if short else f"its header has more than {MOST_HEADER_BYTES:,} bytes")
+                whole = self._limit == self._file.size
+                self._file.wrong("it was cut off inside its header" if whole else f"its header has more than {self._limit:,} bytes")
             self._window = self._file.read(self._start, min(max(count, WINDOW), left)).tobytes()
         self._at += count
         return self._window[self._at - count : self._at]
