@@ -75,7 +75,8 @@ def check(
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CorruptFile("the weights do not fit config.json", "; ".join(faults[:5]) + more)
     for name in sorted(used):
-        if encodings.find(tensors[name].dtype) is None:
+        encoding = encodings.find(tensors[name].dtype)
+        if encoding is None or (encoding.elements > 1 and len(tensors[name].shape) < 2):
             stored = f"it is stored as {tensors[name].dtype}, and llm reads {', '.join(FLOATS)} and the block types of GGUF"
             raise UnsupportedModel(f"tensor {shown(name)}", stored, "Use the original model in one of these types")
 

@@ -63,7 +63,7 @@ def _blocks(dtype: str) -> Encoding | None:
     def decode(raw: Bytes) -> Floats:
         # Damaged scales give infinities, which are reported with their place and not as warnings.
         with np.errstate(all="ignore"):
-            values = gguf.quants.dequantize(raw.reshape(-1, size), kind)
+            values = gguf.quants.dequantize(raw.reshape(1, -1), kind)
         return np.ascontiguousarray(values, np.float32).reshape(-1)
 
     try:

@@ -39,8 +39,8 @@ MOST_ALIGNMENT = 1 << 20
 WINDOW = 1 << 20
 """Bytes of the header that are read at once."""
 
-_TEXT, _ARRAY, _BOOL = 8, 9, 7
-_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
+_SINGLE, _BOOL, _TEXT, _ARRAY = 6, 7, 8, 9
+_NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", _SINGLE: "f", _BOOL: "B", 10: "Q", 11: "q", 12: "d"}
 """Type number of a metadata value -> its struct letter."""
 
 Value = int | float | bool | str | list[Any]
@@ -200,6 +200,8 @@ class _Cursor:
         if kind not in _NUMBERS:
             self._file.wrong(f"{shown(name)} is of the unknown type {kind}")
         found = self.number(_NUMBERS[kind])
+        if kind == _SINGLE:  # the decimal number that was meant: 1e-05, and not the 9.999999747378752e-06 that float32 makes of it
+            return float(str(np.float32(found)))
         return self._flag(found, name) if kind == _BOOL else found
 
     def _array(self, name: str) -> list[Any]:

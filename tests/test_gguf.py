@@ -1,0 +1,299 @@
+"""`llm import FILE.gguf`: the same model as from safetensors, blocks kept bit for bit, and no trust in the file."""
+
+from __future__ import annotations
+
+import struct
+import time
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gguf_files import add_vocabulary, build, entry, fixture, tensor, text, write_folder, write_gguf
+from llmcli import engine
+from llmcli.backends.backend import Batch
+from llmcli.errors import CorruptFile, ModelFileError, NumericalError, UnsupportedModel
+from llmcli.formats import format as formats
+from llmcli.formats import layout
+from llmcli.weights import encodings, packed
+from llmcli.weights.gguf import File
+
+SAME: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama-tied": ("llama-tied", {}),
+    "llama-linear": ("llama-linear", {}),
+    "llama-yarn": ("llama-yarn", {}),
+    "mistral": ("mistral", {}),
+    "mixtral": ("mixtral", {}),
+    "qwen2": ("qwen2", {"use_sliding_window": False, "sliding_window": None, "layer_types": None}),
+    "qwen3": ("qwen3", {"use_sliding_window": False, "sliding_window": None, "layer_types": None}),
+    "gpt2": ("gpt2", {"scale_attn_by_inverse_layer_idx": False}),
+    "gpt_neox": ("gpt_neox", {}),
+    "gpt_neox-sequential": ("gpt_neox-sequential", {}),
+}
+"""What is asked for -> a tiny model of tests/fixtures/archs, and what its GGUF file cannot say and so must not be."""
+
+
+def imported(source: Path, quant: str) -> Path:
+    load = engine.import_folder if source.is_dir() else engine.import_gguf
+    return load(source, quant, "tiny", path=source.parent / f"{source.name}-{quant}.safetensors")
+
+
+def facts(path: Path, weights: bool = True) -> tuple[Any, dict[str, str]]:
+    """A packed model's description, and the SHA-256 of its weights."""
+    with packed.open(path) as file:
+        return file.spec, {name: entry.sha256 for name, entry in file.entries.items() if entry.format != "file"}
+
+
+def logits(path: Path, ids: list[int]) -> np.ndarray:
+    with engine.opened(str(path), backend="reference") as model:
+        return model.run(Batch.of(model.cache.sequence(), np.array(ids, np.int32), "all")).logits.copy()
+
+
+@pytest.mark.parametrize("case", SAME)
+def test_a_model_is_the_same_as_from_safetensors(case: str, tmp_path: Path) -> None:
+    """Description and weights to the bit, so logits too: names, rearranged rows, experts, tied output, rotary scaling."""
+    config, tensors = fixture(SAME[case][0], **SAME[case][1])
+    wanted = facts(imported(write_folder(tmp_path / "folder", config, tensors), "int8"))
+    found = facts(imported(write_gguf(tmp_path / "model.gguf", config, tensors), "int8"))
+    assert found == wanted
+
+
+def test_llama_3_scaling_comes_as_factors(tmp_path: Path) -> None:
+    config, tensors = fixture("llama-llama3")
+    folder, file = write_folder(tmp_path / "folder", config, tensors), write_gguf(tmp_path / "model.gguf", config, tensors)
+    ids = list(range(40))
+    np.testing.assert_allclose(logits(imported(file, "none"), ids), logits(imported(folder, "none"), ids), rtol=0, atol=2e-4)
+
+
+# --- types and blocks
+
+
+def wide(columns: int = 64) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """A tiny Llama whose rows are whole blocks."""
+    changes = {"hidden_size": columns, "intermediate_size": 2 * columns, "vocab_size": 80, "attention_bias": False, "mlp_bias": False}
+    config, old = fixture("llama-linear", **changes)
+    rng = np.random.default_rng(0)
+    sizes = {40: columns, 52: 2 * columns, 67: 80}
+    names = {name: tuple(sizes.get(size, size) for size in values.shape) for name, values in old.items()}
+    return config, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in names.items()}
+
+
+def blocks(values: np.ndarray, kind: str) -> np.ndarray:
+    """The bytes that the gguf package makes of rows."""
+    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
+
+
+@pytest.mark.parametrize(("kind", "quant", "format", "bits"), [("Q4_0", "int4", "int4_uniform", 4), ("Q8_0", "int8", "int8", 8)])
+def test_blocks_are_moved_bit_for_bit(kind: str, quant: str, format: str, bits: int, tmp_path: Path) -> None:
+    config, tensors = wide()
+    file = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_gate": kind, "ffn_up": kind, "ffn_down": kind, "attn_q.w": kind, "attn_k.w": kind, "attn_v.w": kind})
+    with packed.open(imported(file, quant)) as model:
+        loaded = model.load()
+        inner = "model.layers.1.mlp."
+        parts = {
+            "layers.1.down": [tensors[f"{inner}down_proj.weight"]],
+            "layers.1.gate_up": [tensors[f"{inner}{x}_proj.weight"] for x in ("gate", "up")],
+            "layers.1.qkv": [tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"],
+        }
+        for name, sources in parts.items():
+            weight = loaded[name]
+            assert weight.format == format
+            rows, columns = weight.shape
+            raw = np.concatenate([blocks(values, kind) for values in sources]).reshape(rows, columns // 32, -1)
+            numbers, scales = (layout.unpack_nibbles if bits == 4 else layout.unpack_bytes)(weight.data, rows, columns)
+            np.testing.assert_array_equal(scales[:rows].view(np.uint16), raw[..., :2].copy().view(np.uint16)[..., 0])
+            codes = raw[..., 2:]
+            stored = np.concatenate([codes & 15, codes >> 4], -1) if bits == 4 else codes.view(np.int8)
+            np.testing.assert_array_equal(numbers[:rows], stored)
+        assert loaded["layers.1.attention_out"].format == quant  # it came as f32
+
+
+@pytest.mark.parametrize("quant", ["int8", "int4", "none"])
+def test_other_blocks_are_decoded_and_packed_as_usual(quant: str, tmp_path: Path) -> None:
+    config, tensors = wide()
+    file = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_down": "Q5_1"})
+    values = tensors["model.layers.0.mlp.down_proj.weight"]
+    plain = gguf.quants.dequantize(blocks(values, "Q5_1"), gguf.GGMLQuantizationType.Q5_1)
+    with packed.open(imported(file, quant)) as model:
+        down = model.load()["layers.0.down"]
+        assert down.format == {"none": "f32"}.get(quant, quant)
+        wanted = formats.get(down.format).pack(np.ascontiguousarray(plain, np.float32))
+        np.testing.assert_array_equal(down.data[: len(wanted)], wanted)
+
+
+def test_a_vector_of_blocks_is_refused(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", *wide(), {"ffn_norm": "Q8_0"})
+    with pytest.raises(UnsupportedModel, match=r"ffn_norm.*stored as Q8_0"):
+        imported(path, "int8")
+
+
+def test_every_type_that_the_package_decodes_is_read() -> None:
+    known = {kind.name for kind in gguf.quants._type_traits} | {"F32", "F16", "BF16"}
+    found = {kind.name for kind in gguf.GGMLQuantizationType if encodings.find(kind.name) is not None}
+    assert found == known and len(found) > 20
+
+
+def test_a_q8_0_code_of_minus_128_is_packed_anew() -> None:
+    encoding = encodings.find("Q8_0")
+    assert encoding is not None
+    raw = blocks(np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32), "Q8_0")
+    assert encoding.repack(lambda: raw, "int8") is not None
+    assert encoding.repack(lambda: raw, "f32") is None
+    raw[3, 7] = 0x80
+    assert encoding.repack(lambda: raw, "int8") is None
+
+
+def test_a_damaged_scale_is_reported_with_its_place(tmp_path: Path) -> None:
+    config, tensors = wide()
+    path = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_down": "Q8_0"})
+    with File(path) as file:
+        start = file.tensors["blk.1.ffn_down.weight"].start
+    data = bytearray(path.read_bytes())
+    data[start + 34 * 4 * 5 : start + 34 * 4 * 5 + 2] = np.float16(np.nan).tobytes()
+    path.write_bytes(data)
+    with pytest.raises(NumericalError, match=r"blk\.1\.ffn_down\.weight.*\[5, 0\]"):
+        imported(path, "int8")
+
+
+# --- what is refused
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "why"),
+    [
+        ("general.architecture", "rwkv", "llama, qwen2, qwen3, gpt2, gptneox"),
+        ("llama.surprise", 1, "llama.surprise"),
+        ("split.count", 3, "one part"),
+        ("llama.rope.scaling.type", "spiral", "spiral"),
+        ("llama.attention.head_count", [4, 2], "differs between layers"),
+        ("tokenizer.ggml.model", "bert", "byte-level BPE"),
+        ("tokenizer.ggml.pre", "unheard-of", "unheard-of"),
+    ],
+)
+def test_what_llm_does_not_run_is_refused(key: str, value: Any, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, tensors = fixture("llama-tied")
+    path = write_gguf(tmp_path / "model.gguf", config, tensors)
+    true = File._read_header
+
+    def changed(self: File, cursor: Any) -> None:
+        true(self, cursor)
+        self.metadata[key] = value
+
+    monkeypatch.setattr(File, "_read_header", changed)
+    with pytest.raises(UnsupportedModel, match=why):
+        imported(path, "int8")
+    assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "vocab.gguf", "llama")
+    add_vocabulary(writer)
+    for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
+        write()
+    writer.close()
+    with pytest.raises(CorruptFile, match="vocabulary"):
+        engine.import_gguf(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
+
+
+# --- the header as a trust boundary
+
+GOOD = build(
+    [entry("general.alignment", 4, struct.pack("<I", 32)), entry("names", 9, struct.pack("<IQ", 8, 2) + text("a") + text("b"))],
+    [tensor("one", (8,)), tensor("two", (4, 2), 1, 32)],
+    bytes(48),
+)
+LONG = struct.pack("<Q", 2**63)
+BAD = {
+    "empty": b"",
+    "seven bytes": GOOD[:7],
+    "other magic": b"GGML" + GOOD[4:],
+    "version 1": GOOD[:4] + struct.pack("<I", 1) + GOOD[8:],
+    "big-endian": GOOD[:4] + struct.pack(">I", 3) + GOOD[8:],
+    "too many tensors": build(counts=(2**63, 0)),
+    "too many entries": build(counts=(0, 2**63)),
+    "more entries than there are": build(counts=(0, 5)),
+    "a name without end": build([LONG + b"name"]),
+    "a name of a megabyte": build([entry("n" * 2**20, 0, b"\0")]),
+    "a name that is no text": build([entry(b"\xff\xfe", 0, b"\0")]),
+    "a name with control characters": build([entry("a\x1b[2J", 0, b"\0")]),
+    "a name twice": build([entry("a", 0, b"\0"), entry("a", 0, b"\0")]),
+    "a text without end": build([entry("a", 8, LONG)]),
+    "a text longer than the file": build([entry("a", 8, struct.pack("<Q", 2**23))]),
+    "an unknown type": build([entry("a", 13, b"\0")]),
+    "two for true": build([entry("a", 7, b"\2")]),
+    "an array without end": build([entry("a", 9, struct.pack("<I", 10) + LONG)]),
+    "an array longer than the file": build([entry("a", 9, struct.pack("<IQ", 10, 2**22))]),
+    "texts longer than the file": build([entry("a", 9, struct.pack("<IQ", 8, 2**22))]),
+    "an array of arrays": build([entry("a", 9, struct.pack("<IQ", 9, 1) + struct.pack("<IQ", 9, 1))]),
+    "an alignment of 0": build([entry("general.alignment", 4, bytes(4))]),
+    "an alignment of 3": build([entry("general.alignment", 4, struct.pack("<I", 3))]),
+    "an alignment in words": build([entry("general.alignment", 8, text("32"))]),
+    "no dimensions": build(tensors=[tensor("a", ())]),
+    "five dimensions": build(tensors=[tensor("a", (1, 1, 1, 1, 1))], data=bytes(4)),
+    "2^32 dimensions": build(tensors=[text("a") + struct.pack("<I", 2**32 - 1)]),
+    "a size of 0": build(tensors=[tensor("a", (0, 4))]),
+    "a product that overflows": build(tensors=[tensor("a", (2**32, 2**32))]),
+    "an unknown tensor type": build(tensors=[tensor("a", (4,), 255)], data=bytes(16)),
+    "half a block": build(tensors=[tensor("a", (31,), 8)], data=bytes(34)),
+    "a tensor twice": build(tensors=[tensor("a", (8,)), tensor("a", (8,), 0, 32)], data=bytes(64)),
+    "overlapping tensors": build(tensors=[tensor("a", (8,)), tensor("b", (8,), 0, 0)], data=bytes(64)),
+    "a hole": build(tensors=[tensor("a", (8,)), tensor("b", (8,), 0, 64)], data=bytes(96)),
+    "an odd offset": build(tensors=[tensor("a", (8,)), tensor("b", (8,), 0, 33)], data=bytes(96)),
+    "an offset past the end": build(tensors=[tensor("a", (8,), 0, 2**63)], data=bytes(32)),
+    "a tensor past the end": build(tensors=[tensor("a", (2**30,))], data=bytes(32)),
+    "bytes of no tensor": build(tensors=[tensor("a", (8,))], data=bytes(200)),
+}
+
+
+def opened(path: Path, data: bytes) -> File:
+    path.write_bytes(data)
+    return File(path)
+
+
+def test_a_good_header(tmp_path: Path) -> None:
+    with opened(tmp_path / "good.gguf", GOOD) as file:
+        assert file.metadata == {"general.alignment": 32, "names": ["a", "b"]}
+        assert {name: (t.dtype, t.shape, t.size) for name, t in file.tensors.items()} == {
+            "one": ("F32", (8,), 32),
+            "two": ("F16", (2, 4), 16),
+        }
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_header_is_refused_at_once(case: str, tmp_path: Path) -> None:
+    start = time.perf_counter()
+    with pytest.raises(ModelFileError) as caught:
+        opened(tmp_path / "bad.gguf", BAD[case])
+    assert time.perf_counter() - start < 1
+    assert "\x1b" not in str(caught.value)
+
+
+def test_a_file_cut_off_anywhere_is_refused(tmp_path: Path) -> None:
+    for size in range(len(GOOD)):
+        with pytest.raises(CorruptFile):
+            opened(tmp_path / "cut.gguf", GOOD[:size])
+
+
+def test_a_bomb_of_items_is_refused(tmp_path: Path) -> None:
+    """Each empty text takes 8 bytes of the file and 60 of memory."""
+    bomb = entry("a", 9, struct.pack("<IQ", 8, 10_000_000))
+    with pytest.raises(CorruptFile, match="items"):
+        opened(tmp_path / "bomb.gguf", build([bomb]) + bytes(1000))
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(GOOD) - 1), st.integers(0, 255)), min_size=1, max_size=4))
+def test_damaged_bytes_never_do_harm(tmp_path_factory: pytest.TempPathFactory, changes: list[tuple[int, int]]) -> None:
+    data = bytearray(GOOD)
+    for place, value in changes:
+        data[place] = value
+    path = tmp_path_factory.getbasetemp() / "damaged.gguf"
+    try:
+        opened(path, bytes(data)).close()
+    except ModelFileError:
+        pass
