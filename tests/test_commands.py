@@ -172,7 +172,7 @@ def test_rm(home: Path, tmp_path: Path) -> None:
 
 
 def test_bad_folders(home: Path, data_dir: Path, tmp_path: Path) -> None:
-    assert "no folder" in refused(llm(home, "import", str(tmp_path / "missing")), 4)
+    assert "no file or folder" in refused(llm(home, "import", str(tmp_path / "missing")), 4)
     source = data_dir / "models" / "stories260k"
     for name in ("config.json", "model.safetensors", "tokenizer.json"):
         shutil.copy(source / name, tmp_path / name)

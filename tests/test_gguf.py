@@ -91,7 +91,8 @@ def blocks(values: np.ndarray, kind: str) -> np.ndarray:
 @pytest.mark.parametrize(("kind", "quant", "format", "bits"), [("Q4_0", "int4", "int4_uniform", 4), ("Q8_0", "int8", "int8", 8)])
 def test_blocks_are_moved_bit_for_bit(kind: str, quant: str, format: str, bits: int, tmp_path: Path) -> None:
     config, tensors = wide()
-    file = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_gate": kind, "ffn_up": kind, "ffn_down": kind, "attn_q.w": kind, "attn_k.w": kind, "attn_v.w": kind})
+    kinds = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down", "attn_q.w", "attn_k.w", "attn_v.w"), kind)
+    file = write_gguf(tmp_path / "model.gguf", config, tensors, kinds)
     with packed.open(imported(file, quant)) as model:
         loaded = model.load()
         inner = "model.layers.1.mlp."
