@@ -187,7 +187,7 @@ def import_gguf(
     """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
 
     The other arguments are those of `import_folder`, and so are the errors."""
-    from llmcli.models import architectures, gguf, names
+    from llmcli.models import architectures, metadata, names
     from llmcli.text import gguf as vocabulary
     from llmcli.weights import gguf as weights
 
@@ -195,7 +195,7 @@ def import_gguf(
     path = path or store.path_of(name, quant)
     with weights.File(file) as source:
         shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
-        found = gguf.read(source.metadata, shapes, source.vector(gguf.ROPE_FACTORS))
+        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS))
         spec, _ = architectures.describe(found.config)
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         checkpoint = weights.Checkpoint(source, found.interleaved)

@@ -167,7 +167,7 @@ def test_a_damaged_scale_is_reported_with_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("general.architecture", "rwkv", "llama, qwen2, qwen3, gpt2, gptneox"),
+        ("general.architecture", "rwkv", "gpt2, gptneox, llama, qwen2, qwen3"),
         ("llama.surprise", 1, "llama.surprise"),
         ("split.count", 3, "one part"),
         ("llama.rope.scaling.type", "spiral", "spiral"),

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Mapping
 from math import prod
 from pathlib import Path
 from types import TracebackType
@@ -236,7 +237,7 @@ class Checkpoint:
     `x.{e}.weight`, as older files have them. The rows of `interleaved` tensors (ending -> heads) have the two halves of
     each head interleaved, for rotating neighbouring columns; they are put back."""
 
-    def __init__(self, file: File, interleaved: dict[str, int]) -> None:
+    def __init__(self, file: File, interleaved: Mapping[str, int]) -> None:
         self._file = file
         self.tensors: dict[str, Tensor] = {}
         self._heads: dict[str, int] = {}
