@@ -87,7 +87,7 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     if "num_local_experts" in config:
         writer.add_expert_count(config["num_local_experts"])
         writer.add_expert_used_count(config["num_experts_per_tok"])
-    add_vocabulary(writer)
+    add_vocabulary(writer, config["vocab_size"])
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
     for name, tensor in _rearranged(architecture, tensors, heads, kv_heads).items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
@@ -102,9 +102,9 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     return path
 
 
-def add_vocabulary(writer: gguf.GGUFWriter) -> None:
-    """A byte-level vocabulary: two control tokens, the bytes, and one word."""
-    tokens = ["<|start|>", "<|end|>", *_alphabet(), "ab"]
+def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
+    """A byte-level vocabulary of at most `size` tokens: two control tokens, a merged word, bytes."""
+    tokens = ["<|start|>", "<|end|>", "a", "b", "ab", *(byte for byte in _alphabet() if byte not in "ab")][:size]
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)

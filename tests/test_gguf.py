@@ -20,7 +20,7 @@ from llmcli.errors import CorruptFile, ModelFileError, NumericalError, Unsupport
 from llmcli.formats import format as formats
 from llmcli.formats import layout
 from llmcli.weights import encodings, packed
-from llmcli.weights.gguf import File
+from llmcli.weights.gguf import Checkpoint, File
 
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -193,12 +193,30 @@ def test_what_llm_does_not_run_is_refused(key: str, value: Any, why: str, tmp_pa
 
 def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
     writer = gguf.GGUFWriter(tmp_path / "vocab.gguf", "llama")
-    add_vocabulary(writer)
+    add_vocabulary(writer, 100)
     for write in (writer.write_header_to_file, writer.write_kv_data_to_file, writer.write_tensors_to_file):
         write()
     writer.close()
     with pytest.raises(CorruptFile, match="vocabulary"):
         engine.import_gguf(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
+
+
+def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:
+    config, tensors = fixture("llama-tied")
+    path = write_gguf(tmp_path / "model.gguf", {**config, "vocab_size": 68}, tensors)
+    with pytest.raises(CorruptFile, match="68 tokens and embeddings for 67"):
+        imported(path, "int8")
+
+
+def test_experts_are_counted(tmp_path: Path) -> None:
+    """One entry of a header may stand for 10,000 tensors."""
+    few = [tensor("a_exps.weight", (1, 10_000)), tensor("b_exps.weight", (1, 5), 0, 40_000)]
+    with opened(tmp_path / "few.gguf", build(tensors=few, data=bytes(40_032))) as file:
+        assert len(Checkpoint(file, {}).tensors) == 10_005
+    names = [f"x{i}_exps.weight" for i in range(11)]
+    data = [tensor(name, (1, 10_000), 0, i * 40_000) for i, name in enumerate(names)]
+    with opened(tmp_path / "many.gguf", build(tensors=data, data=bytes(440_000))) as file, pytest.raises(CorruptFile, match="experts"):
+        Checkpoint(file, {})
 
 
 # --- the header as a trust boundary

@@ -99,6 +99,9 @@ def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float])
     embedding = shapes.get("token_embd.weight")
     if embedding is None:
         raise CorruptFile("the GGUF file", "it has no tensor token_embd.weight: it holds a vocabulary, or is damaged")
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    if isinstance(tokens, list) and len(tokens) > embedding[0]:
+        raise CorruptFile("the GGUF file", f"it has {len(tokens):,} tokens and embeddings for {embedding[0]:,}")
     entries = Entries(metadata, name)
     family = cast(Family, importlib.import_module(f"{gguf.__name__}.{name}"))
     found = family.describe(entries, shapes, rope_factors)

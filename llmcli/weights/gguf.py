@@ -243,7 +243,11 @@ class Checkpoint:
         self._heads: dict[str, int] = {}
         for name, tensor in file.tensors.items():
             for part in _experts(tensor):
+                if part.name in self.tensors:
+                    file.wrong(f"tensor {shown(part.name)} is there twice")
                 self.tensors[part.name] = part
+            if len(self.tensors) > MOST_TENSORS:
+                file.wrong(f"it has more than {MOST_TENSORS:,} tensors, those of experts counted singly")
             heads = next((heads for ending, heads in interleaved.items() if name.endswith(ending)), 0)
             if heads and name in self.tensors:
                 if tensor.shape[0] % (2 * heads):
