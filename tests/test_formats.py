@@ -8,14 +8,14 @@ import pytest
 
 from llmcli.errors import CorruptFile, NumericalError
 from llmcli.formats import format as formats
-from llmcli.formats import int4, int4_uniform, int8, layout, search
+from llmcli.formats import int4, int4_uniform, int8, iq4_nl, layout, search
 from llmcli.formats.format import Bytes, Floats
 from llmcli.weights.checksum import FACTOR, MASK, STEP, checksum
 
-NAMES = ["bf16", "f16", "f32", "int4", "int4_uniform", "int8"]
-INTEGERS = ["int4", "int4_uniform", "int8"]
+NAMES = ["bf16", "f16", "f32", "int4", "int4_uniform", "int8", "iq4_nl"]
+INTEGERS = ["int4", "int4_uniform", "int8", "iq4_nl"]
 SIZES = [(1, 1), (1, 33), (3, 31), (16, 32), (17, 172), (31, 64), (33, 129), (48, 8), (127, 40)]
-RELATIVE_ERROR = {"bf16": 0.0025, "f16": 0.0003, "f32": 0.0, "int4": 0.076, "int4_uniform": 0.095, "int8": 0.006}
+RELATIVE_ERROR = {"bf16": 0.0025, "f16": 0.0003, "f32": 0.0, "int4": 0.076, "int4_uniform": 0.095, "int8": 0.006, "iq4_nl": 0.08}
 """Root mean square error over root mean square, for normal numbers."""
 
 
@@ -200,7 +200,7 @@ def test_int8_holds_q8_0_bit_for_bit() -> None:
 
 
 def test_int4_codes_are_what_kernels_expect() -> None:
-    for module in (int4, int4_uniform):
+    for module in (int4, int4_uniform, iq4_nl):
         codes = module.FORMAT.codes
         assert len(codes) == 16 and list(codes) == sorted(set(codes)) and min(codes) >= -127 and max(codes) <= 127
 

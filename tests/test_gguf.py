@@ -127,6 +127,19 @@ def test_other_blocks_are_decoded_and_packed_as_usual(quant: str, tmp_path: Path
         np.testing.assert_array_equal(down.data[: len(wanted)], wanted)
 
 
+def test_iq4_nl_blocks_mean_the_same_in_our_format() -> None:
+    """The package cannot make such blocks; any bytes are some."""
+    encoding = encodings.find("IQ4_NL")
+    assert encoding is not None and encoding.kept == {"int4": "iq4_nl"}
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (20, 3, 18), np.uint8)
+    raw[..., :2] = rng.standard_normal((20, 3, 1)).astype(np.float16).view(np.uint8)
+    rows = raw.reshape(20, -1)
+    moved = encoding.repack(lambda: rows, "iq4_nl")
+    assert moved is not None
+    np.testing.assert_array_equal(formats.get("iq4_nl").unpack(moved, 20, 96), encoding.decode(rows.ravel()).reshape(20, 96))
+
+
 def test_a_vector_of_blocks_is_refused(tmp_path: Path) -> None:
     path = write_gguf(tmp_path / "model.gguf", *wide(), {"ffn_norm": "Q8_0"})
     with pytest.raises(UnsupportedModel, match=r"ffn_norm.*stored as Q8_0"):

@@ -102,5 +102,6 @@ def _split(raw: Bytes, size: int, padding: int) -> tuple[Bytes, layout.Scales]:
 
 _KEPT: dict[str, tuple[dict[str, str], Callable[[Bytes], Bytes | None]]] = {
     "Q4_0": ({"int4": "int4_uniform"}, _nibbles),
+    "IQ4_NL": ({"int4": "iq4_nl"}, _nibbles),
     "Q8_0": ({"int8": "int8"}, _bytes),
 }
