@@ -81,14 +81,14 @@ def load(
     module = backends.get(backend)
     with packed.open(store.find(reference)) as file:
         spec = Spec.from_json(file.spec)
-        plan = decoder.plan(spec, _context(spec, context))
+        plan = decoder.plan(spec, checked_context(spec, context))
         file.check(plan.weights)
-        kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
-        blocks = -(-plan.context // BLOCK)
-        memory.check(_memory_needed(file, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        kind = cache_type(file.quantization) if kv == "auto" else kv
+        needed = sum(memory_needed(file.weights_size, plan, blocks(plan), kind).values())
+        memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
-        cache = KVCache(plan.cache, blocks, kind)
+        cache = KVCache(plan.cache, blocks(plan), kind)
         runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
         try:
             engine = Engine(file, plan, spec, runner, cache)
@@ -99,7 +99,8 @@ def load(
     return engine
 
 
-def _context(spec: Spec, wanted: int | None) -> int:
+def checked_context(spec: Spec, wanted: int | None) -> int:
+    """The context that is meant (None: the usual one). Raises UsageError for one that the model was not made for."""
     if wanted is None:
         return min(spec.context, DEFAULT_CONTEXT)
     if not 1 <= wanted <= spec.context:
@@ -107,11 +108,23 @@ def _context(spec: Spec, wanted: int | None) -> int:
     return wanted
 
 
-def _memory_needed(file: Packed, plan: Plan, blocks: int, kind: str) -> int:
-    """Bytes that loading and a full context take, beside the interpreter."""
+def cache_type(quantization: str) -> str:
+    """The type of the KV cache where nobody chooses one: f32 for unquantized weights."""
+    return "f32" if quantization == "none" else "f16"
+
+
+def blocks(plan: Plan) -> int:
+    """Blocks of the KV cache that a full context takes."""
+    return -(-plan.context // BLOCK)
+
+
+def memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
+    """Bytes that a model in memory takes, by use, beside the interpreter. weights: bytes of the packed weights; blocks: of a KV
+    cache of this type."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    return file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
+    return {"weights": weights, "cache": cache, "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once)}
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
@@ -183,57 +196,6 @@ def import_folder(
             progress=None if progress is None else lambda done, total: progress(f"{name}:{quant}", done, total),
         )
     return path
-
-
-def list_models() -> list[store.Model]:
-    """What is on this machine, damaged files included."""
-    return store.every()
-
-
-def remove(reference: str) -> list[Path]:
-    """Removes a model, or one of its quantizations; returns the files that are gone."""
-    return store.remove(reference)
-
-
-def describe(reference: str | None) -> dict[str, Any]:
-    """Facts about a model, without loading it, for `llm show`."""
-    with packed.open(store.find(reference)) as file:
-        spec = Spec.from_json(file.spec)
-        plan = decoder.plan(spec, _context(spec, None))
-        first = spec.layers[0]
-        kind = "f32" if file.quantization == "none" else "f16"
-        tokenizer = read_tokenizer(file)
-        kinds: dict[str, int] = {}
-        for label, entry in file.entries.items():
-            group = entry.format if entry.format in ("file", "vector") else f"{_kind(plan, label)}, {entry.format}"
-            kinds[group] = kinds.get(group, 0) + entry.stored
-        return {
-            "name": file.name,
-            "quantization": file.quantization,
-            "file": str(file.path),
-            "bytes": file.size,
-            "parameters": plan.parameters,
-            "layers": len(spec.layers),
-            "hidden": spec.hidden,
-            "heads": first.attention.heads,
-            "kv_heads": first.attention.kv_heads,
-            "head_size": first.attention.head_size,
-            "vocabulary": spec.vocab,
-            "context": spec.context,
-            "memory_bytes": _memory_needed(file, plan, -(-plan.context // BLOCK), kind),
-            "memory_context": plan.context,
-            "bytes_by_kind": kinds,
-            "tokenizer": f"{tokenizer.size:,} tokens",
-            "template": read_template(file) is not None,
-            "source": file.source,
-            "revision": file.revision,
-            "created": file.created,
-            "llm": file.llm,
-        }
-
-
-def _kind(plan: Plan, name: str) -> str:
-    return plan.weights[name].kind
 
 
 def warmup(progress: Progress | None = None, notify: Callable[[str], None] | None = None) -> None:

@@ -17,9 +17,9 @@ class Options(Common):
 
 
 def execute(options: Options, console: Console) -> int:
-    from llmcli import engine
+    from llmcli import library
 
-    removed = engine.remove(options.model)
+    removed = library.remove(options.model)
     with open_answer() as answer:
         for path in removed:
             answer.write(f"removed {path}\n")
