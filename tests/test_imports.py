@@ -38,7 +38,7 @@ OURS: dict[str, set[str]] = {
     "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
     "library": MACHINE | {"engine", "plan", "models", "weights", "backends.cpu.objects"},
-    "generate": {"errors", "engine", "kv", "sampling", "text", "backends.backend"},
+    "generate": {"errors", "interrupt", "engine", "kv", "sampling", "text", "backends.backend"},
     "cli": MACHINE | {"engine", "library", "generate", "sampling.settings", "text"},
     "__main__": {"cli"},
 }

@@ -8,6 +8,8 @@ import os
 import re
 import shutil
 import tomllib
+import tracemalloc
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +39,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A copy of it, whose models do not know where their source has gone."""
+    """A copy of it, without the source's folder."""
     shutil.copytree(made / "data", tmp_path / "data")
     monkeypatch.delenv("LLMCLI_MODEL", raising=False)
     monkeypatch.setenv("LLMCLI_HOME", str(tmp_path))
@@ -45,13 +47,11 @@ def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def lost(made: Path, home: Path) -> Path:
+def lost(made: Path, home: Path) -> Iterator[Path]:
     """The same, but the source is not there any more."""
     os.rename(made / "source", made / "away")
-    try:
-        yield home  # type: ignore[misc]
-    finally:
-        os.rename(made / "away", made / "source")
+    yield home
+    os.rename(made / "away", made / "source")
 
 
 def model_file(home: Path, quant: str) -> Path:
@@ -239,6 +239,21 @@ def test_what_quantizing_cannot_do(lost: Path) -> None:
     damage(model_file(lost, "int8"))
     refused(llm(lost, "quantize", "tiny", "--quant", "int4"), 6)
     assert not model_file(lost, "int4").exists()
+
+
+def test_quantizing_needs_little_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One packed weight and some rows of floats, whatever the size of the model."""
+    monkeypatch.setenv("LLMCLI_HOME", str(tmp_path))
+    large = random_model.CONFIG | {"hidden_size": 768, "intermediate_size": 4096, "num_hidden_layers": 4}
+    source = random_model.write_folder(tmp_path / "source" / "large", large)
+    path = Path(answer(llm(tmp_path, "import", str(source), "--quant", "none")).strip())
+    assert path.stat().st_size > 150e6
+    tracemalloc.start()
+    try:
+        answer(llm(tmp_path, "quantize", "large", "--quant", "int8"))
+        assert tracemalloc.get_traced_memory()[1] < 36e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("format", ["f32", "f16", "bf16", "int8", "int4"])
