@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,26 +117,22 @@ def _architecture(file: Packed) -> str:
     return str(found[0]) if isinstance(found, list) and found else ""
 
 
-def verify(references: list[str], progress: Progress | None = None) -> Iterator[tuple[str, int, LlmError | None]]:
-    """Reads models whole (none named: all that are here) and compares every hash. Yields (label, bytes, what is wrong).
-
-    Raises NotFound for a reference that means nothing."""
+def meant(references: list[str]) -> dict[str, Path]:
+    """Label -> file of all models that these references mean; none: all that are here, damaged ones too. Raises NotFound."""
     if references:
-        wanted = {label: path for reference in references for label, path in store.matching(reference).items()}
-    else:
-        wanted = {f"{model.name}:{model.quantization}".rstrip(":"): model.path for model in store.every()}
-    misnamed = {model.path: model.damaged for model in store.every() if model.damaged}
-    for label, path in wanted.items():
-        report = None if progress is None else lambda done, total, label=label: progress(label, done, total)
-        try:
-            with packed.open(path) as file:
-                if path in misnamed:
-                    raise CorruptFile(str(path), misnamed[path])
-                _plan(file)
-                file.verify(report)
-            yield label, path.stat().st_size, None
-        except LlmError as error:
-            yield label, 0, error
+        return {label: path for reference in references for label, path in store.matching(reference).items()}
+    return {f"{model.name}:{model.quantization}".rstrip(":"): model.path for model in store.every()}
+
+
+def verify(label: str, path: Path, progress: Progress | None = None) -> int:
+    """Reads a packed file whole and compares every hash; returns its bytes. Raises HashMismatch, CorruptFile and the like."""
+    with packed.open(path) as file:
+        for model in store.every():
+            if model.path == path and model.damaged:
+                raise CorruptFile(str(path), model.damaged)
+        _plan(file)
+        file.verify(None if progress is None else lambda done, total: progress(label, done, total))
+        return file.size
 
 
 def quantize(

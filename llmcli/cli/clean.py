@@ -10,6 +10,8 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.table import table
 from llmcli.cli.units import size
 
+EXAMPLE = "llm clean --dry-run"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

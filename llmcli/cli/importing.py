@@ -13,6 +13,8 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.progress import progress
 from llmcli.errors import NotFound
 
+EXAMPLE = "llm import ~/models/SmolLM2-135M --quant int4"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

@@ -12,6 +12,8 @@ from llmcli.cli.units import size
 
 FIELDS = ("name", "quantization", "size", "date", "source", "path", "damaged")
 
+EXAMPLE = "llm list"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):

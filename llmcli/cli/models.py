@@ -11,6 +11,8 @@ from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.table import table
 from llmcli.cli.units import amount
 
+EXAMPLE = "llm models"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):

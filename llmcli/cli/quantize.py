@@ -11,6 +11,8 @@ from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import MODEL, Common, option
 from llmcli.cli.progress import progress
 
+EXAMPLE = "llm quantize SmolLM2-135M --quant int4"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

@@ -10,6 +10,8 @@ import typer
 from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import Common
 
+EXAMPLE = "llm rm SmolLM2-135M:int8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

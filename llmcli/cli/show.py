@@ -14,6 +14,8 @@ from llmcli.cli.units import size
 from llmcli.errors import UsageError
 from llmcli.text import escape
 
+EXAMPLE = "llm show demo -c 512"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):

@@ -12,6 +12,8 @@ from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import MODEL, Common
 from llmcli.text import escape
 
+EXAMPLE = "llm use SmolLM2-135M:int4"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

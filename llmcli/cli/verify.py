@@ -14,6 +14,8 @@ from llmcli.cli.units import size
 from llmcli.errors import HashMismatch, LlmError
 from llmcli.text import escape
 
+EXAMPLE = "llm verify SmolLM2-135M"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
@@ -25,18 +27,20 @@ class Options(Common):
 def execute(options: Options, console: Console) -> int:
     from llmcli import library
 
+    models = library.meant(options.models or [])
     faults: list[LlmError] = []
-    count = 0
-    with open_answer() as answer, progress(console) as report:
-        for label, total, fault in library.verify(options.models or [], report):
-            count += 1
-            if fault is not None:
+    with open_answer() as answer:
+        for label, path in models.items():
+            try:
+                with progress(console) as report:
+                    verdict = f"ok, {size(library.verify(label, path, report))}"
+            except LlmError as fault:
                 faults.append(fault)
-            verdict = f"ok, {size(total)}" if fault is None else f"damaged: {fault.why or fault.what}"
+                verdict = f"damaged: {fault.why or fault.what}"
             answer.write(f"{escape.name(label)}: {escape.name(verdict)}\n")
     if len(faults) == 1:
         raise faults[0]
     if faults:
         kind = HashMismatch if any(isinstance(fault, HashMismatch) for fault in faults) else type(faults[0])
-        raise kind(f"{len(faults)} of {count} models are damaged", todo="Remove them with llm rm and get them again")
+        raise kind(f"{len(faults)} of {len(models)} models are damaged", todo="Remove them with llm rm and get them again")
     return 0
