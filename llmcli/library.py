@@ -5,13 +5,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import suppress
+import re
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from llmcli import engine, settings
+from llmcli import engine, places, settings
 from llmcli.engine import Progress
 from llmcli.errors import CorruptFile, LlmError, NotFound, UsageError
 from llmcli.models import decoder
@@ -20,6 +21,9 @@ from llmcli.plan import Plan
 from llmcli.weights import atomic, leftovers, packed, store
 from llmcli.weights.aliases import Alias, aliases
 from llmcli.weights.packed import Packed
+
+if TYPE_CHECKING:
+    from llmcli.weights.convert import Reader, Source
 
 BITS = {"int4": 4, "int8": 8, "none": 16}
 """Quantizations by how much they keep."""
@@ -146,62 +150,69 @@ def quantize(
 
     It is made of the folder that the model came from, where that still holds the same, else of the packed file with the most
     bits. notify: hears, in a line each, what it is made of. Raises NotFound, UsageError, HashMismatch, DiskError."""
-    notify = notify or (lambda text: None)
-    found = store.matching(reference)
-    path = max(found.values(), key=lambda path: BITS.get(path.stem.rpartition("-")[2], 0))
-    with packed.open(path) as file:
-        plain = file.name if Path(reference).is_file() else store.name_of(reference)
-        name = store.checked_name(name or plain)
-        target, label = store.path_of(name, quantization), f"{name}:{quantization}"
-        if target.exists():
-            raise UsageError(f"{label} is here already", todo=f"llm rm {label} removes it, --name gives another name")
-        own = f"{plain}:{file.quantization}"
-        source = None if file.quantization == "none" else _source(file)
-        if source is not None:
-            notify(f"from {source}")
-            return engine.import_folder(source, quantization, name, progress, path=target, origin=file.source)
-        if BITS[quantization] >= BITS[file.quantization]:
-            why = f"only {own} is here, and what rounding took away does not come back"
-            raise UsageError(f"cannot make {label}", why, "Import or pull the original model")
-        notify(f"from {own}" + ("" if file.quantization == "none" else ": rounding twice loses a little more than rounding the original"))
-        _repack(file, own, target, name, quantization, progress)
-    return target
-
-
-def _repack(file: Packed, label: str, target: Path, name: str, quantization: str, progress: Progress | None) -> None:
-    """Packs an open packed file's weights in fewer bits, after every byte of it was compared with its hashes."""
     from llmcli.models import names
     from llmcli.weights import repack, writer
 
-    _, plan = _plan(file)
-    file.verify()
-    origin = file.source if file.quantization == "none" else f"{label} of {file.source}"
-    writer.write_model(
-        target,
-        plan.weights,
-        {weight: names.copy(weight) for weight in plan.weights},
-        repack.Unpacked(file),
-        quantization,
-        {"name": name, "source": origin, "revision": file.revision, "spec": file.spec},
-        {inner: file.file(inner) for inner in file.files},
-        progress=None if progress is None else lambda done, total: progress(f"{name}:{quantization}", done, total),
-    )
+    say = notify or (lambda text: None)
+    found = store.matching(reference)
+    path = max(found.values(), key=lambda path: BITS.get(path.stem.rpartition("-")[2], 0))
+    with packed.open(path) as file, ExitStack() as stack:
+        _, plan = _plan(file)
+        plain = file.name if Path(reference).is_file() else store.name_of(reference)
+        name = store.checked_name(name or plain)
+        target, label, own = store.path_of(name, quantization), f"{name}:{quantization}", f"{plain}:{file.quantization}"
+        if target.exists():
+            raise UsageError(f"{label} is here already", todo=f"llm rm {label} removes it, --name gives another name")
+        whole = file.quantization == "none"
+        original = None if whole else _original(file, plan, stack)
+        if original is None:
+            if BITS[quantization] >= BITS[file.quantization]:
+                why = f"only {own} is here, and what rounding took away does not come back"
+                raise UsageError(f"cannot make {label}", why, "Import or pull the original model")
+            file.verify()
+            original = Original(own, {weight: names.copy(weight) for weight in plan.weights}, repack.Unpacked(file), ())
+        again = isinstance(original.reader, repack.Unpacked) and not whole
+        say(f"from {original.label}" + (": rounding twice loses a little more than rounding the original" if again else ""))
+        writer.write_model(
+            target,
+            plan.weights,
+            original.sources,
+            original.reader,
+            quantization,
+            {"name": name, "source": f"{own} of {file.source}" if again else file.source, "revision": file.revision, "spec": file.spec},
+            {inner: file.file(inner) for inner in file.files},
+            ignored=original.ignored,
+            progress=None if progress is None else lambda done, total: progress(label, done, total),
+        )
+    return target
 
 
-def _source(file: Packed) -> Path | None:
-    """The folder that the model was made of, if it is still there and still holds the same model."""
+@dataclass(frozen=True)
+class Original:
+    """What weights are made of: arguments of writer.write_model."""
+
+    label: str
+    sources: Mapping[str, Source]
+    reader: Reader
+    ignored: tuple[str, ...]
+
+
+def _original(file: Packed, plan: Plan, stack: ExitStack) -> Original | None:
+    """The folder that a model was imported from, or its download where that was kept, if it still holds the same model."""
     from llmcli.models import architectures, config, names
     from llmcli.weights import folder, repack
 
-    path = Path(file.source)
+    pulled = re.fullmatch("[0-9a-f]{40,64}", file.revision)
+    path = places.downloads() / file.source.replace("/", "--") / file.revision if pulled else Path(file.source)
     if not (path.is_absolute() and path.is_dir()):
         return None
-    with suppress(LlmError), folder.open_folder(path) as found:
+    with suppress(LlmError):
+        found = stack.enter_context(folder.open_folder(path))
         spec, architecture = architectures.describe(config.parse(found.files["config.json"]))
-        _, plan = _plan(file)
         sources = names.sources(spec, plan, architecture, found.checkpoint.tensors)
         same = spec.to_json() == file.spec and found.files == {name: file.file(name) for name in file.files}
-        return path if same and repack.same_vectors(file, plan.weights, sources, found.checkpoint) else None
+        if same and repack.same_vectors(file, plan.weights, sources, found.checkpoint):
+            return Original(str(path), sources, found.checkpoint, names.ignored(spec, architecture))
     return None
 
 

@@ -17,12 +17,17 @@ from test_commands import answer, llm, refused
 __all__ = ["home", "made"]  # fixtures
 
 
+@pytest.fixture(autouse=True)
+def _own_kernels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cleaning must not touch the kernels that tests share."""
+    monkeypatch.setenv("LLMCLI_KERNELS", str(tmp_path / "cache" / "kernels"))
+
+
 def tree(top: Path) -> set[str]:
     return {str(path.relative_to(top)) for path in top.rglob("*")}
 
 
-def test_clean(home: Path, made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMCLI_KERNELS", str(home / "cache" / "kernels"))
+def test_clean(home: Path, made: Path) -> None:
     models, downloads = places.models(), places.downloads()
     kept = downloads / "org--kept" / ("a" * 40)
     shutil.copytree(made / "source" / "tiny", kept)

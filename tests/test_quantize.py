@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,10 @@ import numpy as np
 import pytest
 
 import random_model
-from llmcli.weights import packed, repack, store
+from llmcli import places
+from llmcli.models import decoder, names
+from llmcli.models.spec import Spec
+from llmcli.weights import packed, repack, store, writer
 from managed import damage, home, lost, made, model_file
 from test_commands import answer, llm, refused
 
@@ -45,6 +49,23 @@ def test_quantize_from_the_source_folder(home: Path, made: Path) -> None:
     assert f"from {made / 'source' / 'tiny'}" in done.stderr
     answer(llm(home, "quantize", "tiny", "--quant", "none"))
     assert contents(model_file(home, "none")) == contents(model_file(made, "none"))
+
+
+def test_quantize_from_a_download_that_was_kept(lost: Path, made: Path) -> None:
+    """A pulled model has its repository and commit as its source."""
+    commit = "a" * 40
+    model_file(lost, "none").unlink()
+    shutil.copytree(made / "away" / "tiny", places.downloads() / "org--tiny" / commit)
+    with packed.open(model_file(lost, "int8")) as file:
+        plan = decoder.plan(Spec.from_json(file.spec), 16)
+        texts = {"name": "pulled", "source": "org/tiny", "revision": commit, "spec": file.spec}
+        sources = {name: names.copy(name) for name in plan.weights}
+        files = {name: file.file(name) for name in file.files}
+        writer.write_model(store.path_of("pulled", "int8"), plan.weights, sources, repack.Unpacked(file), "int8", texts, files)
+    done = llm(lost, "quantize", "pulled", "--quant", "int4")
+    assert f"from {places.downloads() / 'org--tiny' / commit}" in done.stderr, done.stderr
+    facts = json.loads(answer(llm(lost, "show", "pulled:int4", "--json")))
+    assert (facts["source"], facts["revision"]) == ("org/tiny", commit)
 
 
 def test_a_source_folder_that_changed_is_not_used(home: Path, tmp_path: Path) -> None:
