@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from llmcli import engine
+from llmcli import acquire
 from llmcli.backends import backend
 from llmcli.backends.backend import Batch
 from llmcli.formats import format as formats
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--backend", default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        path = engine.import_folder(options.folder, "none", "float", path=Path(work) / "float-none.safetensors")
+        path = acquire.import_folder(options.folder, "none", "float", path=Path(work) / "float-none.safetensors")
         with packed.open(path) as file:
             spec = Spec.from_json(file.spec)
             weights = file.load()

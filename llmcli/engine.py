@@ -1,8 +1,7 @@
 """The one place that ties the folders together: a model's name becomes something that computes.
 
     name -(weights/store)-> packed file -(models/decoder)-> plan -(backends/*)-> runner
-    folder or GGUF file -(models/architectures, weights/writer)-> packed file
-It computes no token itself (`generate.py` does) and prints nothing: news go through callbacks.
+Where packed files come from is in `acquire.py`, what is done with them beside computing in `library.py`. It computes no token itself (`generate.py` does) and prints nothing: news go through callbacks.
 """
 
 from __future__ import annotations
@@ -11,9 +10,8 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmcli import memory
 from llmcli.backends import backend as backends
@@ -26,9 +24,6 @@ from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
 from llmcli.weights.packed import Packed
-
-if TYPE_CHECKING:
-    from llmcli.weights.convert import Reader, Source
 
 DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
@@ -85,14 +80,14 @@ def load(
     module = backends.get(backend)
     with packed.open(store.find(reference)) as file:
         spec = Spec.from_json(file.spec)
-        plan = decoder.plan(spec, _context(spec, context))
+        plan = decoder.plan(spec, checked_context(spec, context))
         file.check(plan.weights)
-        kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
-        blocks = -(-plan.context // BLOCK)
-        memory.check(_memory_needed(file, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        kind = cache_type(file.quantization) if kv == "auto" else kv
+        needed = sum(memory_needed(file.weights_size, plan, blocks(plan), kind).values())
+        memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
-        cache = KVCache(plan.cache, blocks, kind)
+        cache = KVCache(plan.cache, blocks(plan), kind)
         runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
         try:
             engine = Engine(file, plan, spec, runner, cache)
@@ -103,7 +98,8 @@ def load(
     return engine
 
 
-def _context(spec: Spec, wanted: int | None) -> int:
+def checked_context(spec: Spec, wanted: int | None) -> int:
+    """The context that is meant (None: the usual one). Raises UsageError for one that the model was not made for."""
     if wanted is None:
         return min(spec.context, DEFAULT_CONTEXT)
     if not 1 <= wanted <= spec.context:
@@ -111,11 +107,23 @@ def _context(spec: Spec, wanted: int | None) -> int:
     return wanted
 
 
-def _memory_needed(file: Packed, plan: Plan, blocks: int, kind: str) -> int:
-    """Bytes that loading and a full context take, beside the interpreter."""
+def cache_type(quantization: str) -> str:
+    """The type of the KV cache where nobody chooses one: f32 for unquantized weights."""
+    return "f32" if quantization == "none" else "f16"
+
+
+def blocks(plan: Plan) -> int:
+    """Blocks of the KV cache that a full context takes."""
+    return -(-plan.context // BLOCK)
+
+
+def memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
+    """Bytes that a model in memory takes, by use, beside the interpreter. weights: bytes of the packed weights; blocks: of a KV
+    cache of this type."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    return file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
+    return {"weights": weights, "cache": cache, "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once)}
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
@@ -155,127 +163,6 @@ def _end_ids(generation: Mapping[str, Any], model: Mapping[str, Any], tokenizer:
     found = generation.get("eos_token_id", model.get("eos_token_id"))
     ids = found if isinstance(found, list) else [found]
     return frozenset(x for x in (*ids, tokenizer.eos_id) if type(x) is int)
-
-
-def import_folder(
-    directory: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
-) -> Path:
-    """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
-
-    path: where to write it (default: its place among the models); origin: what to record as its source (default: the folder).
-    Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
-    """
-    # Only imports need these: a run should not wait for them.
-    from llmcli.models import architectures, config, names
-    from llmcli.weights import folder
-
-    name = store.checked_name(name or directory.resolve().name)
-    path = path or store.path_of(name, quant)
-    with folder.open_folder(directory) as source:
-        spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
-        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        sources = names.sources(spec, plan, architecture, source.checkpoint.tensors)
-        about = {"name": name, "source": origin or str(directory.resolve())}
-        ignored = names.ignored(spec, architecture)
-        _write(path, about, quant, spec, plan, sources, source.checkpoint, source.files, ignored, progress)
-    return path
-
-
-def import_gguf(
-    file: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
-) -> Path:
-    """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
-
-    The other arguments are those of `import_folder`, and so are the errors."""
-    from llmcli.models import architectures, metadata, names
-    from llmcli.text import gguf as vocabulary
-    from llmcli.weights import gguf as weights
-
-    name = store.checked_name(name or file.resolve().stem)
-    path = path or store.path_of(name, quant)
-    with weights.File(file) as source:
-        shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
-        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS))
-        spec, _ = architectures.describe(found.config)
-        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        checkpoint = weights.Checkpoint(source, found.interleaved)
-        files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
-        about = {"name": name, "source": origin or str(file.resolve())}
-        ignored = names.ignored(spec, found)
-        _write(path, about, quant, spec, plan, names.sources(spec, plan, found), checkpoint, files, ignored, progress)
-    return path
-
-
-def _write(
-    path: Path,
-    about: Mapping[str, str],
-    quant: str,
-    spec: Spec,
-    plan: Plan,
-    sources: Mapping[str, Source],
-    checkpoint: Reader,
-    files: Mapping[str, bytes],
-    ignored: tuple[str, ...],
-    progress: Progress | None,
-) -> None:
-    """Writes the packed file of a model, whatever it came as. about: name and source."""
-    from llmcli.weights import writer
-
-    Tokenizer(files["tokenizer.json"])  # a broken one is found now, not at the first run
-    metadata = {"revision": "", "spec": spec.to_json(), **about}
-    news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
-    writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
-
-
-def list_models() -> list[store.Model]:
-    """What is on this machine, damaged files included."""
-    return store.every()
-
-
-def remove(reference: str) -> list[Path]:
-    """Removes a model, or one of its quantizations; returns the files that are gone."""
-    return store.remove(reference)
-
-
-def describe(reference: str | None) -> dict[str, Any]:
-    """Facts about a model, without loading it, for `llm show`."""
-    with packed.open(store.find(reference)) as file:
-        spec = Spec.from_json(file.spec)
-        plan = decoder.plan(spec, _context(spec, None))
-        first = spec.layers[0]
-        kind = "f32" if file.quantization == "none" else "f16"
-        tokenizer = read_tokenizer(file)
-        kinds: dict[str, int] = {}
-        for label, entry in file.entries.items():
-            group = entry.format if entry.format in ("file", "vector") else f"{_kind(plan, label)}, {entry.format}"
-            kinds[group] = kinds.get(group, 0) + entry.stored
-        return {
-            "name": file.name,
-            "quantization": file.quantization,
-            "file": str(file.path),
-            "bytes": file.size,
-            "parameters": plan.parameters,
-            "layers": len(spec.layers),
-            "hidden": spec.hidden,
-            "heads": first.attention.heads,
-            "kv_heads": first.attention.kv_heads,
-            "head_size": first.attention.head_size,
-            "vocabulary": spec.vocab,
-            "context": spec.context,
-            "memory_bytes": _memory_needed(file, plan, -(-plan.context // BLOCK), kind),
-            "memory_context": plan.context,
-            "bytes_by_kind": kinds,
-            "tokenizer": f"{tokenizer.size:,} tokens",
-            "template": read_template(file) is not None,
-            "source": file.source,
-            "revision": file.revision,
-            "created": file.created,
-            "llm": file.llm,
-        }
-
-
-def _kind(plan: Plan, name: str) -> str:
-    return plan.weights[name].kind
 
 
 def warmup(progress: Progress | None = None, notify: Callable[[str], None] | None = None) -> None:

@@ -62,7 +62,7 @@ def kept(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_objects_are_whole_and_private(kept: Path) -> None:
-    files = [path for path in kept.iterdir() if path.name != ".lock"]
+    files = [path for path in (kept / objects.maker()).iterdir() if path.name != ".lock"]
     assert sorted(path.name.partition("-")[0] for path in files) == sorted(name for name, _ in SMALL)
     assert kept.stat().st_mode & 0o777 == 0o700
     assert loading(kept, *(name for name, _ in SMALL)) == ["compiled 0 numba False"]
@@ -71,7 +71,7 @@ def test_objects_are_whole_and_private(kept: Path) -> None:
 def test_damaged_objects_are_compiled_again(kept: Path, tmp_path: Path) -> None:
     folder = tmp_path / "kernels"
     shutil.copytree(kept, folder)
-    cut, flipped, empty, swapped = sorted(path for path in folder.iterdir() if path.name != ".lock")
+    cut, flipped, empty, swapped = sorted(path for path in (folder / objects.maker()).iterdir() if path.name != ".lock")
     swapped.write_bytes(flipped.read_bytes())
     cut.write_bytes(cut.read_bytes()[:-1])
     data = bytearray(flipped.read_bytes())
@@ -82,8 +82,8 @@ def test_damaged_objects_are_compiled_again(kept: Path, tmp_path: Path) -> None:
     assert len(warnings) == 4 and all("is damaged; compiling it again" in line for line in warnings)
     assert last == "compiled 4 numba False"
     assert loading(folder, *(name for name, _ in SMALL)) == ["compiled 0 numba False"]
-    for path in kept.iterdir():
-        assert (folder / path.name).read_bytes() == path.read_bytes(), "the same source gives the same object"
+    for path in (kept / objects.maker()).iterdir():
+        assert (folder / objects.maker() / path.name).read_bytes() == path.read_bytes(), "the same source gives the same object"
 
 
 def test_a_folder_that_others_can_write_is_not_used(kept: Path, tmp_path: Path) -> None:
@@ -92,6 +92,32 @@ def test_a_folder_that_others_can_write_is_not_used(kept: Path, tmp_path: Path) 
     folder.chmod(0o777)
     warning, last = loading(folder, "select.rows")
     assert "others could write there" in warning and last == "compiled 1 numba False"
+
+
+def test_a_sub_folder_that_others_can_write_is_not_used(kept: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(kept, folder)
+    (folder / objects.maker()).chmod(0o777)
+    warning, last = loading(folder, "select.rows")
+    assert "others could write there" in warning and last == "compiled 1 numba False"
+
+
+def test_what_other_versions_made_is_stale(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "kernels"
+    shutil.copytree(kept, folder)
+    monkeypatch.setenv("LLMCLI_KERNELS", str(folder))
+    assert objects.stale() == []
+    old = folder / ("0" * len(objects.maker()))
+    old.mkdir()
+    flat = folder / f"attention.shared-64-f16-3-{'a' * 32}.o"
+    for path in (flat, old / flat.name, folder / "notes.o", folder / "holiday.jpg"):
+        path.write_bytes(b"x")
+    (folder / "photos").mkdir()
+    (folder / ("1" * len(objects.maker()))).symlink_to(tmp_path)
+    assert objects.stale() == [old, flat]
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.setenv("LLMCLI_KERNELS", str(tmp_path / "link"))
+    assert objects.stale() == []
 
 
 def test_without_a_folder_kernels_are_compiled_each_time(tmp_path: Path) -> None:

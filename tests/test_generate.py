@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from llmcli import engine as engines
+from llmcli import library
 from llmcli.backends.backend import Batch
 from llmcli.engine import Engine
 from llmcli.errors import ContextOverflow, InputError, NotFound, Stopped, UsageError
@@ -157,5 +158,5 @@ def test_references() -> None:
         engines.load("demo", context=1_000_000)
     with pytest.raises(UsageError, match="a context of 0 tokens"):
         engines.load("demo", backend="reference", context=0)
-    facts = engines.describe("demo")
+    facts = library.describe("demo")
     assert facts["parameters"] > 5_000_000 and facts["quantization"] == "int8"

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gguf_files import add_vocabulary, build, entry, fixture, tensor, text, write_folder, write_gguf
-from llmcli import engine
+from llmcli import acquire, engine
 from llmcli.backends.backend import Batch
 from llmcli.errors import CorruptFile, ModelFileError, NumericalError, UnsupportedModel
 from llmcli.formats import format as formats
@@ -39,7 +39,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def imported(source: Path, quant: str) -> Path:
-    load = engine.import_folder if source.is_dir() else engine.import_gguf
+    load = acquire.import_folder if source.is_dir() else acquire.import_gguf
     return load(source, quant, "tiny", path=source.parent / f"{source.name}-{quant}.safetensors")
 
 
@@ -211,7 +211,7 @@ def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
         write()
     writer.close()
     with pytest.raises(CorruptFile, match="vocabulary"):
-        engine.import_gguf(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
+        acquire.import_gguf(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
 
 
 def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:

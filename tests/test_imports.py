@@ -37,8 +37,10 @@ OURS: dict[str, set[str]] = {
     "backends.reference": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
+    "acquire": MACHINE | {"engine", "plan", "models", "weights", "text"},
+    "library": MACHINE | {"engine", "plan", "models", "weights", "backends.cpu.objects"},
     "generate": {"errors", "interrupt", "engine", "kv", "sampling", "text", "backends.backend"},
-    "cli": MACHINE | {"engine", "generate", "sampling.settings", "text"},
+    "cli": MACHINE | {"engine", "acquire", "library", "generate", "sampling.settings", "text"},
     "__main__": {"cli"},
 }
 

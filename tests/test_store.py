@@ -210,7 +210,7 @@ def test_the_demo_stays(add: Add) -> None:
 
 def test_shipped_models_are_well_described() -> None:
     found = aliases()
-    assert set(found) == {"demo"} and found["demo"].about and found["demo"].parameters > 0
+    assert "demo" in found and all(alias.about and alias.parameters > 0 for alias in found.values())
 
 
 @pytest.mark.parametrize(

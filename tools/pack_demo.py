@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from llmcli import engine, places
+from llmcli import acquire, places
 
 MOST_BYTES = 8 * 2**20
 
 
 def main(folder: Path) -> None:
-    path = engine.import_folder(folder, "int8", "demo", path=places.demo() / "demo-int8.safetensors", origin="tools/train_demo.py")
+    path = acquire.import_folder(folder, "int8", "demo", path=places.demo() / "demo-int8.safetensors", origin="tools/train_demo.py")
     size = path.stat().st_size
     print(f"{path}: {size:,} bytes")
     if size > MOST_BYTES:

@@ -18,10 +18,15 @@ from llmcli.cli.console import Console
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
     "next": ("llmcli.cli.next", "Show how likely each next token is"),
+    "models": ("llmcli.cli.models", "List well-known models by short name"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),
+    "quantize": ("llmcli.cli.quantize", "Make a smaller model of one that is here"),
     "list": ("llmcli.cli.list", "List the models that are here"),
     "show": ("llmcli.cli.show", "Say what a model is"),
+    "use": ("llmcli.cli.use", "Choose the model for commands without -m"),
+    "verify": ("llmcli.cli.verify", "Check that models are whole"),
     "rm": ("llmcli.cli.rm", "Remove a model"),
+    "clean": ("llmcli.cli.clean", "Remove unfinished downloads and old kernels"),
     "warmup": ("llmcli.cli.warmup", "Compile the kernels ahead of the first run"),
 }
 

@@ -1,6 +1,6 @@
 """The table of commands as a Typer application that only reads: it turns words into a call, and `app.py` makes the call.
 
-A command is a module with `Options`, a dataclass whose annotations are Typer's, and `execute(options, console)`. Options that
+A command is a module with `EXAMPLE`, `Options`, a dataclass whose annotations are Typer's, and `execute(options, console)`. Options that
 several commands share are dataclasses to inherit from (options.py); in the help, a class is a section.
 """
 
@@ -99,7 +99,10 @@ def command(name: str, console: Console) -> Any:
         return functools.partial(module.execute, options, console)
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
-    app.command(name, help=f"{line}.", cls=_Command, context_settings={**HELP, "allow_extra_args": True})(_function(call, module.Options))
+    settings = {**HELP, "allow_extra_args": True}
+    app.command(name, help=f"{line}.", epilog=f"Example: {module.EXAMPLE}", cls=_Command, context_settings=settings)(
+        _function(call, module.Options)
+    )
     return typer.main.get_command(app)
 
 

@@ -13,6 +13,8 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.progress import progress
 from llmcli.errors import NotFound
 
+EXAMPLE = "llm import ~/models/SmolLM2-135M --quant int4"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
@@ -34,9 +36,9 @@ class Options(Common):
 def execute(options: Options, console: Console) -> int:
     if not options.source.exists():
         raise NotFound(f"no file or folder {str(options.source)!r}", "", "Check the name")
-    from llmcli import engine
+    from llmcli import acquire
 
-    load = engine.import_folder if options.source.is_dir() else engine.import_gguf
+    load = acquire.import_folder if options.source.is_dir() else acquire.import_gguf
     with progress(console) as report:
         path = load(options.source, options.quant, options.name, report)
     with open_answer() as answer:

@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import Common, Json
 from llmcli.cli.render import SCHEMA, to_line
+from llmcli.cli.table import table
 from llmcli.cli.units import size
-from llmcli.text import escape
 
 FIELDS = ("name", "quantization", "size", "date", "source", "path", "damaged")
+
+EXAMPLE = "llm list"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,21 +21,18 @@ class Options(Json, Common):
 
 
 def execute(options: Options, console: Console) -> int:
-    from llmcli import engine
+    from llmcli import library
 
-    models = engine.list_models()
+    models = library.list_models()
     with open_answer() as answer:
         if options.json:
             answer.write(to_line({"schema": SCHEMA, "models": [{name: getattr(model, name) for name in FIELDS} for model in models]}))
             return 0
         rows = [("NAME", "SIZE", "MADE", "FROM")]
         for model in models:
-            note = f"damaged: {model.damaged}" if model.damaged else model.source
             name = f"{model.name}:{model.quantization}" if model.quantization else model.name
-            rows.append((escape.name(name), size(model.size), model.date, escape.name(note)))
-        widths = [max(len(row[column]) for row in rows) for column in range(3)]
-        for name, bytes_, date, note in rows:
-            answer.write(f"{name:<{widths[0]}}  {bytes_:>{widths[1]}}  {date:<{widths[2]}}  {note}".rstrip() + "\n")
+            rows.append((name, size(model.size), model.date, f"damaged: {model.damaged}" if model.damaged else model.source))
+        answer.write(table(rows, right=[1]))
     if not models:
         console.note("no models yet: llm import DIR makes one of a folder")
     return 0

@@ -18,6 +18,8 @@ FIELDS = ("rank", "id", "text", "bytes", "logit", "logprob", "prob", "final_prob
 
 WHAT = "The distribution"
 
+EXAMPLE = 'llm next "The cat sat on the" -k 5'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Text, Sampling, Output, Model, Common):

@@ -10,6 +10,8 @@ import typer
 from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import Common
 
+EXAMPLE = "llm rm SmolLM2-135M:int8"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
@@ -17,9 +19,9 @@ class Options(Common):
 
 
 def execute(options: Options, console: Console) -> int:
-    from llmcli import engine
+    from llmcli import library
 
-    removed = engine.remove(options.model)
+    removed = library.remove(options.model)
     with open_answer() as answer:
         for path in removed:
             answer.write(f"removed {path}\n")

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 ANSWER = "The answer"
 
+EXAMPLE = 'llm run "Once upon a time" -n 100'
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Text, Sampling, Output, Model, Common):

@@ -8,31 +8,47 @@ from typing import Annotated, Any
 import typer
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import Common, Json
+from llmcli.cli.options import MODEL, Common, Json, count, option
 from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.units import size
+from llmcli.errors import UsageError
 from llmcli.text import escape
+
+EXAMPLE = "llm show demo -c 512"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):
     model: Annotated[
-        str | None, typer.Argument(metavar="NAME", help="a name of llm list, or a path (as for llm run)", rich_help_panel="The model")
+        str | None, typer.Argument(metavar="NAME", help="a name of llm list, or a path (as for llm run)", rich_help_panel=MODEL)
     ] = None
+    context: Annotated[
+        int | None, option("-c", "--context", metavar="N", parser=count(1, 2**24), help="memory for N tokens of context (at most 4096)")
+    ] = None
+    plan: Annotated[bool, option("--plan", help="the operations that compute a token instead")] = False
+    template: Annotated[bool, option("--template", help="the chat template instead")] = False
 
 
 def execute(options: Options, console: Console) -> int:
-    from llmcli import engine
+    if options.json + options.plan + options.template > 1:
+        raise UsageError("--json, --plan and --template", "they exclude each other", "Give one of them")
+    from llmcli import library
 
-    facts = engine.describe(options.model)
+    if options.plan:
+        text = f"{library.plan_of(options.model, options.context)}\n"
+    elif options.template:
+        text = library.template(options.model).rstrip("\n") + "\n"
+    else:
+        facts = library.describe(options.model, options.context)
+        text = to_line({"schema": SCHEMA, **facts}) if options.json else _text(facts)
     with open_answer() as answer:
-        if options.json:
-            answer.write(to_line({"schema": SCHEMA, **facts}))
-            return 0
-        for name, value in facts.items():
-            for label, shown in _lines(name, value):
-                answer.write(f"{label:<24}{escape.name(shown)}".rstrip() + "\n")
+        answer.write(text)
     return 0
+
+
+def _text(facts: dict[str, Any]) -> str:
+    lines = (f"{label:<24}{escape.name(shown)}".rstrip() for name, value in facts.items() for label, shown in _lines(name, value))
+    return "\n".join(lines) + "\n"
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:

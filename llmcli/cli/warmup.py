@@ -8,6 +8,8 @@ from llmcli.cli.console import Console
 from llmcli.cli.options import Common
 from llmcli.cli.progress import progress
 
+EXAMPLE = "llm warmup"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):

@@ -18,6 +18,8 @@ from pathlib import Path
 from llmcli.errors import DiskError
 
 MIB = 2**20
+UNFINISHED = {"lock", "pull", "journal", "tmp"}
+"""How hidden files .NAME.KIND end that are there only while somebody works on NAME."""
 
 
 @contextmanager
@@ -92,6 +94,38 @@ def _is_at(descriptor: int, path: Path) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
+
+
+def abandoned(folder: Path) -> list[Path]:
+    """The hidden files that unfinished work left in a folder: of dead processes, or of names whose lock nobody holds."""
+    found = []
+    for path in sorted(folder.glob(".*")):
+        stem, _, kind = path.name.rpartition(".")
+        if kind == "part":
+            process = stem.rpartition(".")[2].partition("-")[0]
+            dead = process.isdigit() and not _alive(int(process))
+        else:
+            dead = kind in UNFINISHED
+        if dead and path.is_file() and not path.is_symlink() and not busy(path) and not busy(folder / f"{stem}.lock"):
+            found.append(path)
+    return found
+
+
+def busy(path: Path) -> bool:
+    """Whether a process holds a lock on the file. What is not there, or no plain file, has none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass  # no locks on this file system
+    finally:
+        os.close(descriptor)
+    return False
 
 
 def _clean(folder: Path) -> None:

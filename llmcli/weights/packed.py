@@ -28,7 +28,7 @@ import numpy as np
 
 from llmcli.errors import CorruptFile, HashMismatch, LlmError, ModelFileError, OutOfMemory
 from llmcli.formats import format as formats
-from llmcli.formats.format import PackedTensor, padded
+from llmcli.formats.format import Bytes, PackedTensor, padded
 from llmcli.plan import Weight
 from llmcli.weights.checksum import MASK, checksum
 from llmcli.weights.safetensors import File, parse_object, shown
@@ -127,6 +127,10 @@ class Packed:
         data = self._file.read(tensor.start, tensor.size)
         self._compare(FILE + name, checksum(data))
         return data[: entry.size].tobytes()
+
+    def read(self, name: str, start: int, size: int) -> Bytes:
+        """Bytes start .. start + size of a tensor as they are stored, u8 [size]; nothing is compared."""
+        return self._file.read(self._file.tensors[name].start + start, size)
 
     def check(self, weights: Mapping[str, Weight]) -> None:
         """Raises CorruptFile unless the file holds exactly a plan's weights, in shapes and formats that fit them."""

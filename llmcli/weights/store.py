@@ -59,7 +59,7 @@ def find(reference: str | None) -> Path:
     if os.path.isfile(reference):
         return Path(reference)
     name, quantization = _split(reference)
-    found = _files(name)
+    found = quantizations(name)
     if quantization in found:
         return found[quantization]
     if found and quantization:
@@ -89,6 +89,20 @@ def every() -> list[Model]:
             continue
         found += [_record(path) for path in paths]
     return found
+
+
+def matching(reference: str) -> dict[str, Path]:
+    """Label -> file of everything that a reference means: a path, one quantization, or all of a name. Raises as `find` does."""
+    first = find(reference)
+    name, quantization = _split(reference)
+    if os.path.isfile(reference) or quantization:
+        return {reference: first}
+    return {f"{name}:{q}": path for q, path in quantizations(name).items()}
+
+
+def name_of(reference: str) -> str:
+    """A reference without its quantization."""
+    return _split(reference)[0]
 
 
 def remove(reference: str) -> list[Path]:
@@ -121,7 +135,7 @@ def _file_name(name: str, quantization: str) -> str:
     return f"{name.replace('/', '--')}-{quantization}{SUFFIX}"
 
 
-def _files(name: str) -> dict[str, Path]:
+def quantizations(name: str) -> dict[str, Path]:
     """quantization -> file of the models of this name; the models folder's before the demo's."""
     if not _NAME.fullmatch(name) or "--" in name or ".." in name:
         return {}

@@ -1,8 +1,8 @@
 """Kernels as object code: kept on disk, checked, and linked into this process by llvmlite alone.
 
-An object's file name ends in a digest of everything that decides its code, so nothing is ever out of date: another
-CPU, compiler or kernel source means another file. What is missing is compiled in other processes (build.py), because
-importing Numba takes longer than a whole run from kept objects.
+A sub-folder is named by a digest of what makes code (CPU, compiler, kernel sources) and a file in it also by the kernel,
+so nothing is ever out of date, and what is of no use any more (`stale`) is seen from names alone. What is missing is
+compiled in other processes (build.py), because importing Numba takes longer than a whole run from kept objects.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import contextlib
 import hashlib
 import importlib.util
 import os
+import re
 import stat
 import threading
 import warnings
@@ -35,6 +36,11 @@ Key = tuple[str, tuple[int | str, ...]]
 """A kernel: ("linear.int8", (4,)) is the one that `int8` of kernels/linear.py makes for the parameter 4."""
 Progress = Callable[[str, int, int], None]
 """(kernel that was just compiled, how many were, of how many)."""
+
+MAKER_BYTES = 8
+"""Bytes of the digest that names a sub-folder."""
+_FILE = re.compile(r"(\.part-\d+-)?[a-z0-9_]+\.[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{32}\.o")
+"""The names of objects; older versions kept them without sub-folders."""
 
 _lock = threading.Lock()
 _addresses: dict[Key, int] = {}
@@ -66,6 +72,30 @@ def _maker() -> tuple[str, ...]:
     for path in sorted([*(here / "kernels").glob("*.py"), *(here / name for name in SHARED_SOURCES)]):
         sources.update(path.name.encode() + b"\0" + path.read_bytes())
     return target.name(), target.features_text(), llvmlite.__version__, _numba(), sources.hexdigest()
+
+
+def maker() -> str:
+    """Names the sub-folder of this version's kernels for this CPU."""
+    return hashlib.blake2b(repr(_maker()).encode(), digest_size=MAKER_BYTES).hexdigest()
+
+
+def stale() -> list[Path]:
+    """Folders and files among the kept objects that other versions or CPUs made; nothing that we did not name. Links are left
+    alone, and so is a folder of kernels that is one."""
+    folder = places.kernels()
+    if folder.is_symlink():
+        return []
+    try:
+        entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
+    except OSError:
+        return []
+    ours = re.compile(rf"[0-9a-f]{{{2 * MAKER_BYTES}}}")
+    return [
+        Path(entry.path)
+        for entry in entries
+        if (entry.is_dir(follow_symlinks=False) and ours.fullmatch(entry.name) and entry.name != maker())
+        or (entry.is_file(follow_symlinks=False) and (entry.name == ".lock" or _FILE.fullmatch(entry.name)))
+    ]
 
 
 def _numba() -> str:
@@ -129,16 +159,16 @@ def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, b
 
 def _folder(warn: Notify) -> Path | None:
     """The folder of kept objects, or None where what lies in it could be somebody else's code."""
-    folder = places.kernels()
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = folder.stat()
-    except OSError as error:
-        warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
-        return None
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
-        warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
-        return None
+    for folder in (places.kernels(), places.kernels() / maker()):
+        try:
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            found = folder.stat()
+        except OSError as error:
+            warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
+            return None
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+            warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
+            return None
     return folder
 
 

@@ -1,0 +1,95 @@
+"""Where models come from: a folder in the Hub's layout, a GGUF file, a hub. Each becomes a packed file among our models.
+
+    config.json -(models/architectures)-> spec -(models/decoder)-> plan -(models/names)-> sources of its weights
+    tensors -(weights/convert, formats/*)-> packed bytes -(weights/writer)-> file
+Nothing is printed: news go through callbacks. Imports are inside functions, because a run needs none of them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmcli import memory
+from llmcli.engine import DEFAULT_CONTEXT, Progress
+from llmcli.memory import MIB
+from llmcli.models import decoder
+from llmcli.models.spec import Spec
+from llmcli.plan import Plan
+from llmcli.text.tokenizer import Tokenizer
+from llmcli.weights import store
+
+if TYPE_CHECKING:
+    from llmcli.weights.convert import Reader, Source
+
+
+def import_folder(
+    directory: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+) -> Path:
+    """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
+
+    path: where to write it (default: its place among the models); origin: what to record as its source (default: the folder).
+    Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
+    """
+    from llmcli.models import architectures, config, names
+    from llmcli.weights import folder
+
+    name = store.checked_name(name or directory.resolve().name)
+    path = path or store.path_of(name, quant)
+    with folder.open_folder(directory) as source:
+        spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        sources = names.sources(spec, plan, architecture, source.checkpoint.tensors)
+        about = {"name": name, "source": origin or str(directory.resolve())}
+        ignored = names.ignored(spec, architecture)
+        _write(path, about, quant, spec, plan, sources, source.checkpoint, source.files, ignored, progress)
+    return path
+
+
+def import_gguf(
+    file: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+) -> Path:
+    """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
+
+    The other arguments are those of `import_folder`, and so are the errors."""
+    from llmcli.models import architectures, metadata, names
+    from llmcli.text import gguf as vocabulary
+    from llmcli.weights import gguf as weights
+
+    name = store.checked_name(name or file.resolve().stem)
+    path = path or store.path_of(name, quant)
+    with weights.File(file) as source:
+        shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
+        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS))
+        spec, _ = architectures.describe(found.config)
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        checkpoint = weights.Checkpoint(source, found.interleaved)
+        files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
+        about = {"name": name, "source": origin or str(file.resolve())}
+        ignored = names.ignored(spec, found)
+        _write(path, about, quant, spec, plan, names.sources(spec, plan, found), checkpoint, files, ignored, progress)
+    return path
+
+
+def _write(
+    path: Path,
+    about: Mapping[str, str],
+    quant: str,
+    spec: Spec,
+    plan: Plan,
+    sources: Mapping[str, Source],
+    checkpoint: Reader,
+    files: Mapping[str, bytes],
+    ignored: tuple[str, ...],
+    progress: Progress | None,
+) -> None:
+    """Writes the packed file of a model, whatever it came as. about: name and source."""
+    from llmcli.weights import writer
+
+    Tokenizer(files["tokenizer.json"])  # a broken one is found now, not at the first run
+    metadata = {"revision": "", "spec": spec.to_json(), **about}
+    news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
+    writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
