@@ -19,6 +19,7 @@ from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
 from llmcli.errors import CorruptFile, UsageError
 from llmcli.kv import BLOCK, KVCache
+from llmcli.memory import MIB
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
 from llmcli.plan import Plan
@@ -85,7 +86,7 @@ def load(
         file.check(plan.weights)
         kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
         blocks = -(-plan.context // BLOCK)
-        memory.check(_memory_needed(file, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        memory.check(_memory_needed(file.weights_size, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
         cache = KVCache(plan.cache, blocks, kind)
@@ -107,11 +108,11 @@ def _context(spec: Spec, wanted: int | None) -> int:
     return wanted
 
 
-def _memory_needed(file: Packed, plan: Plan, blocks: int, kind: str) -> int:
-    """Bytes that loading and a full context take, beside the interpreter."""
+def _memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> int:
+    """Bytes that loading and a full context take, beside the interpreter. weights: bytes of the packed weights."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    return file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    return weights + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
@@ -185,6 +186,58 @@ def import_folder(
     return path
 
 
+def pull(
+    reference: str,
+    quant: str | None = None,
+    name: str | None = None,
+    *,
+    keep_source: bool = False,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Path:
+    """Gets a model from the hub: an alias or org/repo[@revision]; returns the packed file. What is here is not got again.
+
+    quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay. notify: hears, before
+    the first byte of a weight, what is coming. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
+    UnsupportedModel, CorruptFile, NumericalError, UsageError.
+    """
+    from llmcli.models import architectures, config, names
+    from llmcli.weights import pull as pulling
+    from llmcli.weights import wanted as wanting
+
+    say = notify or (lambda line: None)
+    wanted = wanting.read(reference, quant, name)
+    path = store.path_of(wanted.name, wanted.quantization)
+    if pulling.present(path, wanted):
+        pulling.tidy(path)
+        say(f"{wanted.name}:{wanted.quantization} is here already")
+        return path
+    with pulling.repository(wanted, path, keep_source, say) as repository:
+        listing = repository.listing
+        if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
+            return path
+        files = repository.files
+        spec, architecture = architectures.describe(config.parse(files["config.json"]))
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        Tokenizer(files["tokenizer.json"])
+        repository.read_headers()
+        made = names.sources(spec, plan, architecture, repository.tensors)
+        metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
+        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
+        size, kind = job.packing.weights_size, "f32" if wanted.quantization == "none" else "f16"
+        memory.check(_memory_needed(size, plan, 1, kind), listing.repository, "Use --quant int4, or a smaller model")
+        most = _memory_needed(size, plan, -(-plan.context // BLOCK), kind)
+        disk, free = job.check_disk()
+        licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
+        say(f"{listing.repository} at {listing.commit[:12]}: {plan.parameters / 1e6:,.1f} million parameters, {licence}, {listing.access}")
+        say(
+            f"{job.download / MIB:,.1f} MiB to download; {wanted.quantization} takes {size / MIB:,.1f} MiB, and {most / MIB:,.0f} MiB of"
+            f" memory with {plan.context:,} tokens of context; {disk / MIB:,.1f} MiB of disk needed, {free / MIB:,.0f} MiB free"
+        )
+        job.run(keep_source, lambda done, total: progress(listing.repository, done, total) if progress else None)
+    return path
+
+
 def list_models() -> list[store.Model]:
     """What is on this machine, damaged files included."""
     return store.every()
@@ -220,7 +273,7 @@ def describe(reference: str | None) -> dict[str, Any]:
             "head_size": first.attention.head_size,
             "vocabulary": spec.vocab,
             "context": spec.context,
-            "memory_bytes": _memory_needed(file, plan, -(-plan.context // BLOCK), kind),
+            "memory_bytes": _memory_needed(file.weights_size, plan, -(-plan.context // BLOCK), kind),
             "memory_context": plan.context,
             "bytes_by_kind": kinds,
             "tokenizer": f"{tokenizer.size:,} tokens",

@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
     "next": ("llmcli.cli.next", "Show how likely each next token is"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),
+    "pull": ("llmcli.cli.pull", "Get a model from a hub"),
     "list": ("llmcli.cli.list", "List the models that are here"),
     "show": ("llmcli.cli.show", "Say what a model is"),
     "rm": ("llmcli.cli.rm", "Remove a model"),

@@ -29,7 +29,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(path.with_name(f".{path.name}.lock"), waiting):
+        with turn(path.with_name(f".{path.name}.lock"), waiting):
             _clean(path.parent)
             free = shutil.disk_usage(path.parent).free
             if size > free:
@@ -41,7 +41,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
                 yield descriptor
                 os.fsync(descriptor)
                 os.rename(temporary, path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
@@ -53,7 +53,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
 
 
 @contextmanager
-def _turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
+def turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
     """Holds the lock file `path`, which is there only while somebody holds or wants it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -73,6 +73,18 @@ def _turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
         with suppress(OSError):
             os.unlink(path)
         os.close(descriptor)
+
+
+def busy(path: Path) -> bool:
+    """Whether another process holds the lock file `path`."""
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        pass
+    return False
 
 
 def _lock(descriptor: int, waiting: Callable[[int], None] | None) -> None:
@@ -119,7 +131,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
