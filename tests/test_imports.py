@@ -37,7 +37,7 @@ OURS: dict[str, set[str]] = {
     "backends.reference": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
-    "generate": {"errors", "engine", "kv", "sampling", "text", "backends.backend"},
+    "generate": {"errors", "interrupt", "engine", "kv", "sampling", "text", "backends.backend"},
     "cli": MACHINE | {"engine", "generate", "sampling.settings", "text"},
     "__main__": {"cli"},
 }
