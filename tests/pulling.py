@@ -52,7 +52,13 @@ def weights_size(folder: Path) -> int:
 
 def variables(hub: FakeHub, home: Path, **extra: str) -> dict[str, str]:
     """An environment with this hub, and a home and a hub's cache of its own."""
-    own = {"HF_ENDPOINT": hub.url, "HF_HOME": str(home / "hf"), "LLMCLI_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "0.5"}
+    own = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(home / "hf"),
+        "LLMCLI_HOME": str(home),
+        "HF_HUB_DOWNLOAD_TIMEOUT": "0.5",
+        "no_proxy": "127.0.0.1",
+    }
     return environment({**own, "PYTHONPATH": os.pathsep.join(sys.path), **extra})
 
 

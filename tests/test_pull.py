@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import os
 import random
 import shutil
 import time
@@ -101,6 +102,17 @@ def test_a_new_commit_is_got_when_it_is_asked_for(pull: Puller, fakehub: FakeHub
         assert file.revision == new
 
 
+def test_an_abandoned_commit_is_removed(pull: Puller, fakehub: FakeHub, single: Path, three: Path) -> None:
+    fakehub.add(REPOSITORY, three)
+    fakehub.fault = Fault("status", code=404, where="00002-of")
+    pull.error(4, REPOSITORY)
+    assert any("00001-of" in name for name in pull.leftovers())
+    fakehub.fault = Fault("none")
+    fakehub.add(REPOSITORY, single)
+    assert pull(REPOSITORY) == 0, pull.err
+    assert pull.leftovers() == []
+
+
 def test_kept_sources_serve_another_quantization(pull: Puller, fakehub: FakeHub, three: Path, tmp_path: Path) -> None:
     fakehub.add(REPOSITORY, three)
     assert pull(REPOSITORY, "--keep-source") == 0, pull.err
@@ -135,12 +147,13 @@ def test_the_hubs_own_cache_is_used_and_left_alone(pull: Puller, fakehub: FakeHu
     assert tensors_of(pull.path()) == imported(single, tmp_path)
 
 
-def test_a_damaged_file_in_the_hubs_cache_is_not_used(pull: Puller, fakehub: FakeHub, single: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("at", [-1, 0, 30], ids=["weights", "length", "header"])
+def test_a_damaged_file_in_the_hubs_cache_is_not_used(pull: Puller, fakehub: FakeHub, single: Path, tmp_path: Path, at: int) -> None:
     commit = fakehub.add(REPOSITORY, single)
     snapshot = pull.home / "hf" / "hub" / "models--org--model" / "snapshots" / commit
     snapshot.mkdir(parents=True)
     data = bytearray((single / "model.safetensors").read_bytes())
-    data[-1] ^= 1
+    data[at] ^= 1
     (snapshot / "model.safetensors").write_bytes(data)
     assert pull(REPOSITORY) == 0, pull.err
     assert fakehub.sent > 0 and tensors_of(pull.path()) == imported(single, tmp_path)
@@ -236,9 +249,10 @@ def bounds(fakehub: FakeHub, folder: Path, home: Path) -> tuple[int, int]:
         with contextlib.suppress(OSError, IndexError):
             memory = max(memory, int(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
         used = 0
-        for path in home.rglob("*"):
-            with contextlib.suppress(OSError):
-                used += path.lstat().st_blocks * 512
+        for folder_name, _, names in os.walk(home):  # which passes over what is removed meanwhile
+            for name in names:
+                with contextlib.suppress(OSError):
+                    used += os.lstat(os.path.join(folder_name, name)).st_blocks * 512
         disk = max(disk, used)
         time.sleep(0.01)
     _, err = process.communicate()

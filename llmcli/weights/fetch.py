@@ -69,11 +69,18 @@ def here(listing: Listing, file: RemoteFile, folder: Path) -> Path | None:
 def obtain(hub: Hub | None, listing: Listing, file: RemoteFile, folder: Path, received: Received) -> Path:
     """`here` with its hash compared, else `fetch`. No hub: offline. Raises as fetch."""
     found = here(listing, file, folder)
-    if found is not None and _hash(found, file) == file.hash:
+    if found is not None and is_right(found, file):
         return found
     if hub is None:
         raise NotFound(f"{file.name} of {listing.repository} is not here", "the network is not to be used", "Leave off --offline")
     return fetch(hub, listing, file, folder, received)
+
+
+def is_right(path: Path, file: RemoteFile) -> bool:
+    """Whether a file has the promised hash."""
+    with suppress(OSError):
+        return _hash(path, file) == file.hash
+    return False
 
 
 def held(file: RemoteFile, folder: Path) -> int:
@@ -148,9 +155,9 @@ class _Part:
         self.done = [0] * len(self.done)
         os.pwrite(self.descriptor, bytes(8 * len(self.done)), self.size)
 
-    def stop(self) -> None:
+    def stop(self, stopped: bool = True) -> None:
         with self._lock:
-            self._stopped = True
+            self._stopped = stopped
 
 
 def _fill(hub: Hub, listing: Listing, file: RemoteFile, path: Path, received: Received) -> None:
@@ -236,7 +243,7 @@ def _segment(hub: Hub, listing: Listing, file: RemoteFile, part: _Part, segment:
 def _whole(hub: Hub, listing: Listing, file: RemoteFile, part: _Part, received: Received) -> None:
     """The file over one connection, from its first byte, for hubs without ranges. Each attempt begins anew."""
     patience = Patience(f"{listing.repository}: {file.name}")
-    part._stopped = False
+    part.stop(False)
     while part.held < part.size:
         received(-part.held)
         part.restart()

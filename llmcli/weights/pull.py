@@ -52,8 +52,7 @@ def tidy(path: Path) -> None:
     with suppress(LlmError, OSError, ValueError, KeyError, TypeError), packed.open(path) as file:
         path.with_name(f".{path.name}.journal").unlink(missing_ok=True)
         directory = places.downloads() / file.source.replace("/", "--") / file.revision
-        if not busy(_lock(directory)) and not json.loads((directory / "listing.json").read_bytes())["keep"]:
-            shutil.rmtree(directory, ignore_errors=True)
+        _remove_abandoned(directory)
 
 
 @contextmanager
@@ -79,6 +78,9 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
             stack.enter_context(turn(path.with_name(f".{path.name}.lock"), waiting))
             stack.enter_context(turn(_lock(directory), waiting))
             directory.mkdir(parents=True, exist_ok=True)
+            for other in directory.parent.iterdir():
+                if other != directory:
+                    _remove_abandoned(other)
             _save(directory, wanted, listing, keep_source)
             found = Repository(hub, listing, directory)
             try:
@@ -96,6 +98,7 @@ class Repository:
         self._hub, self.listing, self._directory = hub, listing, directory
         self._files: dict[str, bytes] = {}
         self._open: dict[str, File] = {}
+        self._right: dict[str, Path] = {}
         self.shards: list[RemoteFile] = []
         self._shard_of: dict[str, str] = {}
         self._shard_names: tuple[list[str], set[str]] = ([], set())
@@ -156,7 +159,7 @@ class Repository:
                     self._open[shard.name] = file
                     return False
                 file.close()
-        path = fetch.obtain(self._hub, self.listing, shard, self._directory, received)
+        path = self._right.get(shard.name) or fetch.obtain(self._hub, self.listing, shard, self._directory, received)
         file = self._open[shard.name] = File(path)
         if file.tensors != {n: t for n, t in self.tensors.items() if self._shard_of[n] == shard.name}:
             self._header_path(shard).unlink(missing_ok=True)
@@ -230,14 +233,16 @@ class Repository:
     def _header(self, shard: RemoteFile) -> dict[str, Tensor]:
         """A shard's tensors: from the shard where it is here, else from its first bytes, which are kept for the next attempt."""
         local = fetch.here(self.listing, shard, self._directory)
-        if local is not None:
+        if local is not None and fetch.is_right(local, shard):
+            self._right[shard.name] = local
             with File(local) as file:
                 return file.tensors
         kept, label = self._header_path(shard), f"{self.listing.repository}: {shard.name}"
         with suppress(OSError, CorruptFile):
             raw = kept.read_bytes()
             return check_header(raw, shard.size - 8 - len(raw), label)[1]
-        assert self._hub is not None
+        if self._hub is None:
+            raise NotFound(f"{label} is damaged", "the network is not to be used", "Pull it without --offline")
         raw = fetch.beginning(self._hub, self.listing, shard, min(shard.size, FIRST_BYTES))
         length = int.from_bytes(raw[:8], "little")
         if len(raw) < 8 or not 2 <= length <= min(MOST_HEADER_BYTES, shard.size - 8):
@@ -316,6 +321,13 @@ class Job:
             needed = self.repository.needed(shard, tensors)
             if needed and not self.repository._rest(shard).exists():
                 yield shard, needed
+
+
+def _remove_abandoned(directory: Path) -> None:
+    """Removes a commit's downloads unless they are meant to stay or a process is at work with them."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if not busy(_lock(directory)) and not json.loads((directory / "listing.json").read_bytes())["keep"]:
+            shutil.rmtree(directory, ignore_errors=True)
 
 
 def _lock(directory: Path) -> Path:
