@@ -17,7 +17,8 @@ import safetensors.numpy
 import random_model
 from fakehub import FakeHub, Fault, fakehub
 from llmcli.weights import fetch, hub, packed
-from pulling import REPOSITORY, Puller, config, imported, pull, sharded, start, tensors_of, weights_size
+from pulling import REPOSITORY, Puller, config, imported, pull, sharded, start, tensors_of, variables, weights_size
+from terminal import on_terminal
 
 __all__ = ["fakehub", "pull"]
 MODELS_TOML = '[tiny]\nrepository = "org/model"\nparameters = 1\ncontext = 1\nquantization = "int4"\ngated = false\nabout = "x"\n'
@@ -60,6 +61,13 @@ def test_what_is_coming_is_said_first(pull: Puller, fakehub: FakeHub, single: Pa
     assert first == f"{REPOSITORY} at {commit[:12]}: 0.4 million parameters, licence mit, gated (this account has access)"
     assert "1.6 MiB to download" in second and "of memory with 640 tokens" in second and "MiB free" in second
     assert pull.err.splitlines()[-1].startswith("100%") and "/s" in pull.err
+
+
+def test_a_terminal_shows_speed(fakehub: FakeHub, single: Path, tmp_path: Path) -> None:
+    fakehub.add(REPOSITORY, single)
+    fakehub.fault = Fault("slow", amount=2_000_000)
+    code, shown = on_terminal(["-m", "llmcli", "pull", REPOSITORY], variables(fakehub, tmp_path))
+    assert code == 0 and all(text in shown for text in (b"MB/s", b"/1.6 MiB", b"0:00:0", b"licence mit")), shown
 
 
 def test_an_alias_and_a_name(pull: Puller, fakehub: FakeHub, single: Path) -> None:
@@ -182,12 +190,23 @@ def test_without_ranges_the_file_comes_whole(
     assert tensors_of(pull.path()) == imported(single, tmp_path)
 
 
+def used(home: Path) -> int:
+    """Bytes of disk that the files under a folder take."""
+    total = 0
+    for folder, _, names in os.walk(home):  # which passes over what is removed meanwhile
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_blocks * 512
+    return total
+
+
 def kill_at_random(fakehub: FakeHub, folder: Path, home: Path, kills: int, rate: int) -> None:
     """Kills that many pulls at random points, then lets one end."""
     fakehub.add(REPOSITORY, folder)
     size, rng = weights_size(folder), random.Random(7)
     points = sorted(rng.uniform(0.0, 1.02) * size for _ in range(kills))
     fakehub.fault = Fault("slow", amount=rate)
+    most = 0
     for point in points:
         process = start(fakehub, home, REPOSITORY)
         deadline = time.monotonic() + 60
@@ -196,13 +215,16 @@ def kill_at_random(fakehub: FakeHub, folder: Path, home: Path, kills: int, rate:
         time.sleep(rng.uniform(0.0, 0.05))
         process.kill()
         process.communicate()
+        most = max(most, used(home))
     fakehub.fault = Fault("none")
     process = start(fakehub, home, REPOSITORY)
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     path = home / "data" / "models" / "org--model-int8.safetensors"
     assert tensors_of(path) == imported(folder, home)
+    print(f"{kills} kills: {fakehub.sent / size:.3f} times the bytes")
     assert fakehub.sent <= 1.1 * size
+    assert most <= path.stat().st_size + max(shard.stat().st_size for shard in folder.glob("*.safetensors")) + 2e6
     assert [p.name for p in path.parent.iterdir() if not p.name.endswith(".lock")] == [path.name]
     assert not [p for p in (home / "cache" / "downloads").rglob("*") if p.is_file() and p.suffix != ".lock"]
 
@@ -248,12 +270,7 @@ def bounds(fakehub: FakeHub, folder: Path, home: Path) -> tuple[int, int]:
     while process.poll() is None:
         with contextlib.suppress(OSError, IndexError):
             memory = max(memory, int(Path(f"/proc/{process.pid}/status").read_text().split("VmHWM:")[1].split()[0]) * 1024)
-        used = 0
-        for folder_name, _, names in os.walk(home):  # which passes over what is removed meanwhile
-            for name in names:
-                with contextlib.suppress(OSError):
-                    used += os.lstat(os.path.join(folder_name, name)).st_blocks * 512
-        disk = max(disk, used)
+        disk = max(disk, used(home))
         time.sleep(0.01)
     _, err = process.communicate()
     assert process.returncode == 0, err

@@ -39,6 +39,8 @@ MOST_ANSWER = 16 << 20
 MOST_PAGES = 100
 MOST_REDIRECTS = 5
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
+_ETAG = re.compile(r"[0-9a-f]{40,64}")
+"""Its form only: what counts is the hash of the bytes."""
 _AGAIN = {408, 425, 429, 500, 502, 503, 504}
 
 
@@ -193,7 +195,7 @@ class Hub:
     def open(self, listing: Listing, file: RemoteFile, first: int = 0, last: int | None = None) -> Body:
         """The answer with bytes first .. last (inclusive) of a file, or the whole file: `Body.ranged` says which.
 
-        Raises Transient, NotFound, AccessDenied, NetworkError, HashMismatch (the hub names another commit or hash)."""
+        Raises Transient, NotFound, AccessDenied, NetworkError, HashMismatch (the hub names another commit, or an impossible hash)."""
         url = f"{self.endpoint}/{listing.repository}/resolve/{listing.commit}/{quote(file.name)}"
         ranged = {} if first == 0 and last is None else {"Range": f"bytes={first}-{'' if last is None else last}"}
         answer, hops = self._get(url, ranged, listing.repository, listing.commit)
@@ -202,7 +204,7 @@ class Hub:
                 commit, etag = headers.get("X-Repo-Commit"), headers.get("X-Linked-Etag")
                 if commit not in (None, listing.commit):
                     raise _nonsense(listing.repository, f"the commit {shown(commit)} for a file of {listing.commit[:12]}")
-                if etag is not None and etag.removeprefix("W/").strip('"') != file.hash:
+                if etag is not None and not _ETAG.fullmatch(etag.removeprefix("W/").strip('"')):
                     raise _nonsense(listing.repository, f"the ETag {shown(etag)} for a file of {file.hash[:12]}")
             if (answer.getheader("Content-Encoding") or "identity") != "identity":
                 raise Transient("the hub sends a compressed body that was not asked for")
@@ -270,6 +272,8 @@ class Hub:
             return Transient(f"the hub answers {code}{' (too many requests)' if code == 429 else ''}", _retry_after(error.headers))
         if kind == "RevisionNotFound":
             return NotFound(f"{repository} has no revision {shown(revision)}", todo="Leave off @REVISION, or take one of the repository's")
+        if kind == "EntryNotFound":
+            return NotFound(f"{repository} at {revision[:12]} does not have all its files", f"the hub answers {code}", "Try again later")
         if code == 404 or kind == "RepoNotFound":
             return NotFound(f"no repository {shown(repository)} on {self.endpoint}", "or it is private", _private_todo(self.token))
         if code in (401, 403):

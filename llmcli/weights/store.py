@@ -25,8 +25,8 @@ from llmcli.weights.safetensors import shown
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9][A-Za-z0-9._-]{0,95}(@[A-Za-z0-9][A-Za-z0-9._/-]*)?")
-"""What llm pull understands."""
+REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+"""A repository on a hub."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def find(reference: str | None) -> Path:
     known = sorted({model.name for model in every()} | aliases().keys())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     todo = f"Did you mean {' or '.join(near)}? {NotFound.todo}" if near else NotFound.todo
-    if name in aliases() or _REPOSITORY.fullmatch(name):
+    if name in aliases() or REPOSITORY.fullmatch(name.partition("@")[0]):
         todo = f"llm pull {reference} gets it; {NotFound.todo}"
     raise NotFound(f"no model {shown(reference)}", todo=todo)
 

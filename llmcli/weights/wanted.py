@@ -12,7 +12,6 @@ from llmcli.weights.aliases import aliases
 from llmcli.weights.safetensors import shown
 
 DEFAULT = "int8"
-REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
 _REVISION = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._/-]{0,199}")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 
@@ -41,7 +40,7 @@ def read(reference: str, quantization: str | None = None, name: str | None = Non
     if alias is not None and not alias.repository:
         raise UsageError(f"{base} comes with llm", "there is nothing to get", f"llm run -m {base}")
     repository = alias.repository if alias else base
-    if not REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
+    if not store.REPOSITORY.fullmatch(repository) or ".." in repository or "--" in repository:
         near = difflib.get_close_matches(base, [n for n, a in aliases().items() if a.repository], n=3, cutoff=0.5)
         guess = f"Did you mean {' or '.join(near)}? " if near else ""
         raise NotFound(f"no alias {shown(base)}", todo=f"{guess}Give an alias of models.toml or a repository as org/repo")
