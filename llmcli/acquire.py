@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli import memory
-from llmcli.engine import DEFAULT_CONTEXT, Progress
+from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, memory_needed
 from llmcli.memory import MIB
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -93,3 +93,55 @@ def _write(
     metadata = {"revision": "", "spec": spec.to_json(), **about}
     news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
     writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
+
+
+def pull(
+    reference: str,
+    quant: str | None = None,
+    name: str | None = None,
+    *,
+    keep_source: bool = False,
+    progress: Progress | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Path:
+    """Gets a model from the hub: an alias or org/repo[@revision]; returns the packed file. What is here is not got again.
+
+    quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay. notify: hears, before
+    the first byte of a weight, what is coming. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
+    UnsupportedModel, CorruptFile, NumericalError, UsageError.
+    """
+    from llmcli.models import architectures, config, names
+    from llmcli.weights import pull as pulling
+    from llmcli.weights import wanted as wanting
+
+    say = notify or (lambda line: None)
+    wanted = wanting.read(reference, quant, name)
+    path = store.path_of(wanted.name, wanted.quantization)
+    if pulling.present(path, wanted):
+        pulling.tidy(path)
+        say(f"{wanted.name}:{wanted.quantization} is here already")
+        return path
+    with pulling.repository(wanted, path, keep_source, say) as repository:
+        listing = repository.listing
+        if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
+            return path
+        files = repository.files
+        spec, architecture = architectures.describe(config.parse(files["config.json"]))
+        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
+        Tokenizer(files["tokenizer.json"])
+        repository.read_headers()
+        made = names.sources(spec, plan, architecture, repository.tensors)
+        metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
+        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
+        size, kind = job.packing.weights_size, cache_type(wanted.quantization)
+        memory.check(sum(memory_needed(size, plan, 1, kind).values()), listing.repository, "Use --quant int4, or a smaller model")
+        most = sum(memory_needed(size, plan, blocks(plan), kind).values())
+        disk, free = job.check_disk()
+        licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
+        say(f"{listing.repository} at {listing.commit[:12]}: {plan.parameters / 1e6:,.1f} million parameters, {licence}, {listing.access}")
+        say(
+            f"{job.download / MIB:,.1f} MiB to download; {wanted.quantization} takes {size / MIB:,.1f} MiB, and {most / MIB:,.0f} MiB of"
+            f" memory with {plan.context:,} tokens of context; {disk / MIB:,.1f} MiB of disk needed, {free / MIB:,.0f} MiB free"
+        )
+        job.run(keep_source, lambda done, total: progress(listing.repository, done, total) if progress else None)
+    return path

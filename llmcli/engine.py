@@ -1,7 +1,8 @@
 """The one place that ties the folders together: a model's name becomes something that computes.
 
     name -(weights/store)-> packed file -(models/decoder)-> plan -(backends/*)-> runner
-Where packed files come from is in `acquire.py`, what is done with them beside computing in `library.py`. It computes no token itself (`generate.py` does) and prints nothing: news go through callbacks.
+Where packed files come from is in `acquire.py`, what else is done with them in `library.py`. It computes no token itself
+(`generate.py` does) and prints nothing: news go through callbacks.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from llmcli import memory

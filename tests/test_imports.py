@@ -124,6 +124,13 @@ def test_kernels_are_imported_by_their_compiler_only() -> None:
                 assert not within(imported.removeprefix("llmcli."), kernels), f"llmcli.{name} imports {imported}"
 
 
+def test_one_file_opens_connections() -> None:
+    """What goes over the network, and where to, is then to be read in one place."""
+    network = {"socket", "ssl", "http", "urllib.request", "urllib.error", "ftplib", "asyncio"}
+    found = {name for name, path in MODULES.items() for imported in imports(path) if any(within(imported, n) for n in network)}
+    assert found == {"weights.hub"}
+
+
 @pytest.mark.parametrize("package", ["pickle", "marshal", "shelve"])
 def test_nothing_unpickles(package: str) -> None:
     """Such files run code, and ours come from strangers."""

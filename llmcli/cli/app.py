@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "next": ("llmcli.cli.next", "Show how likely each next token is"),
     "models": ("llmcli.cli.models", "List well-known models by short name"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),
+    "pull": ("llmcli.cli.pull", "Get a model from a hub"),
     "quantize": ("llmcli.cli.quantize", "Make a smaller model of one that is here"),
     "list": ("llmcli.cli.list", "List the models that are here"),
     "show": ("llmcli.cli.show", "Say what a model is"),

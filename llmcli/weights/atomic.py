@@ -31,7 +31,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(4)}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _turn(path.with_name(f".{path.name}.lock"), waiting):
+        with turn(path.with_name(f".{path.name}.lock"), waiting):
             _clean(path.parent)
             free = shutil.disk_usage(path.parent).free
             if size > free:
@@ -43,7 +43,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
                 yield descriptor
                 os.fsync(descriptor)
                 os.rename(temporary, path)
-                _sync_folder(path.parent)
+                sync_folder(path.parent)
             except BaseException:
                 with suppress(FileNotFoundError):
                     os.unlink(temporary)
@@ -55,7 +55,7 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
 
 
 @contextmanager
-def _turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
+def turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
     """Holds the lock file `path`, which is there only while somebody holds or wants it."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -153,7 +153,7 @@ def _alive(process: int) -> bool:
     return True
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -90,7 +90,7 @@ def open_folder(path: Path) -> Folder:
         raise UsageError(str(path), "it is not a folder", "Give the folder that holds config.json") from error
     if "config.json" not in present:
         raise NotFound(f"{path} holds no model", "there is no config.json in it", "Give the folder that holds config.json")
-    names, listed = _weight_files(path, present)
+    names, listed = weight_files(path, present, path / INDEX)
     for name in REQUIRED:
         if name not in present:
             raise NotFound(f"{path} has no {name}", todo="Get the whole model again")
@@ -110,17 +110,17 @@ def open_folder(path: Path) -> Folder:
         raise
 
 
-def _weight_files(path: Path, present: set[str]) -> tuple[list[str], set[str]]:
-    """The names of a folder's weight files, and of the tensors that its index lists (none without an index).
-    present: the names of all files in the folder."""
+def weight_files(path: Path | str, present: set[str], index: Path | None) -> tuple[list[str], set[str]]:
+    """The names of a folder's (or repository's) weight files, and of the tensors that its index lists (none without one).
+    present: the names of all files in it; index: where its index is, if it has one. Raises NotFound, CorruptFile."""
     if WEIGHTS in present:
         return [WEIGHTS], set()
-    if INDEX in present:
-        weight_map = _weight_map(path / INDEX)
+    if index is not None and INDEX in present:
+        weight_map = _weight_map(index)
         names = sorted(set(weight_map.values()))
         for name in names:
             if not _plain(name):
-                raise CorruptFile(str(path / INDEX), f"{shown(name)} is not the name of a file in the folder")
+                raise CorruptFile(str(index), f"{shown(name)} is not the name of a file in the folder")
             if name not in present:
                 raise NotFound(f"{path} has no {name}", "the index names it", "Get the whole model again")
         return names, set(weight_map)

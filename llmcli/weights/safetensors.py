@@ -13,6 +13,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -116,6 +117,26 @@ def read_at(descriptor: int, buffer: memoryview, start: int, path: Path) -> None
         if count == 0:
             raise CorruptFile(str(path), f"it ends after {start + done:,} bytes: it was cut off while it was read")
         done += count
+
+
+def write_tensors(path: Path, file: File, names: Collection[str]) -> None:
+    """A safetensors file of some of another file's tensors; it appears whole or not at all. OSError passes through."""
+    header, at = {}, 0
+    for name in names:
+        tensor = file.tensors[name]
+        header[name] = {"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [at, at + tensor.size]}
+        at += tensor.size
+    raw = json.dumps(header).encode()
+    temporary = path.with_name(f"{path.name}.tmp")
+    with temporary.open("wb") as out:
+        out.write(len(raw).to_bytes(8, "little") + raw)
+        for name in names:
+            tensor = file.tensors[name]
+            for start in range(0, tensor.size, 1 << 20):
+                out.write(file.read(tensor.start + start, min(1 << 20, tensor.size - start)).data)
+        out.flush()
+        os.fsync(out.fileno())
+    os.replace(temporary, path)
 
 
 def open_regular(path: Path) -> int:

@@ -25,6 +25,9 @@ from llmcli.weights.safetensors import shown
 SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
+REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")
+"""A repository on a hub."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -58,7 +61,7 @@ def find(reference: str | None) -> Path:
         reference = settings.default_model()
     if os.path.isfile(reference):
         return Path(reference)
-    name, quantization = _split(reference)
+    name, quantization = split(reference)
     found = quantizations(name)
     if quantization in found:
         return found[quantization]
@@ -75,6 +78,8 @@ def find(reference: str | None) -> Path:
     known = sorted({model.name for model in every()} | aliases().keys())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     todo = f"Did you mean {' or '.join(near)}? {NotFound.todo}" if near else NotFound.todo
+    if name in aliases() or REPOSITORY.fullmatch(name.partition("@")[0]):
+        todo = f"llm pull {reference} gets it; {NotFound.todo}"
     raise NotFound(f"no model {shown(reference)}", todo=todo)
 
 
@@ -94,7 +99,7 @@ def every() -> list[Model]:
 def matching(reference: str) -> dict[str, Path]:
     """Label -> file of everything that a reference means: a path, one quantization, or all of a name. Raises as `find` does."""
     first = find(reference)
-    name, quantization = _split(reference)
+    name, quantization = split(reference)
     if os.path.isfile(reference) or quantization:
         return {reference: first}
     return {f"{name}:{q}": path for q, path in quantizations(name).items()}
@@ -102,7 +107,7 @@ def matching(reference: str) -> dict[str, Path]:
 
 def name_of(reference: str) -> str:
     """A reference without its quantization."""
-    return _split(reference)[0]
+    return split(reference)[0]
 
 
 def remove(reference: str) -> list[Path]:
@@ -110,7 +115,7 @@ def remove(reference: str) -> list[Path]:
 
     Only entries of the models folder are removed: a link there goes, what it leads to stays. Raises NotFound,
     UsageError (the demo, a path), DiskError."""
-    name, quantization = _split(reference)
+    name, quantization = split(reference)
     paths = [path for q in QUANTIZATIONS if quantization in ("", q) and os.path.lexists(path := places.models() / _file_name(name, q))]
     if not paths:
         if os.path.isfile(reference):
@@ -125,7 +130,7 @@ def remove(reference: str) -> list[Path]:
     return paths
 
 
-def _split(reference: str) -> tuple[str, str]:
+def split(reference: str) -> tuple[str, str]:
     """The name and the quantization ('' where it says none) of a reference."""
     name, colon, quantization = reference.rpartition(":")
     return (name, quantization) if colon and quantization in QUANTIZATIONS else (reference, "")

@@ -1,6 +1,6 @@
 """Makes a packed file from a checkpoint: one weight at a time, a few rows at a time, whole or not at all.
 
-Sizes are known from shapes and formats, so the data is written in order behind room for the header, which follows when
+Sizes are known from shapes and formats, so every tensor has its place behind room for the header, which follows when
 all checksums are known. At most one packed weight, one tensor that has to be rearranged, and a few rows are in memory.
 """
 
@@ -62,35 +62,90 @@ def write_model(
     not be used; metadata: name, source, revision and spec (packed.TEXTS; 'created' is today unless given); files: the
     contents of files that go along; progress: called with bytes; waiting: see atomic.replacing.
     Raises CorruptFile, UnsupportedModel (before anything is written), NumericalError, DiskError."""
-    convert.check(weights, sources, reader.tensors, ignored)
-    entries = {FILE + name: Entry.of("file", (len(data),)) for name, data in files.items()}
-    for name, weight in weights.items():
-        entries[name] = Entry.of(choose(weight, sources[name], reader.tensors, quantization), weight.shape)
-    created = datetime.date.today().isoformat()
-    texts = {"created": created, "llm": __version__, **metadata, "quantization": quantization}
-    start = at = len(make_header(texts, entries))
-    total = sum(entry.stored for entry in entries.values())
-
+    contents = Contents(weights, sources, reader.tensors, quantization, metadata, files, ignored)
     done = 0
 
     def advance(count: int) -> None:
         nonlocal done
         done += count
         if progress is not None and count:
-            progress(done, total)
+            progress(done, contents.total)
 
-    with replacing(path, start + total, waiting) as descriptor:
-        for name, entry in entries.items():
-            if entry.format == "file":
-                data = _padded(files[name.removeprefix(FILE)])
+    with replacing(path, contents.size, waiting) as descriptor:
+        for name in contents.entries:
+            if name in weights:
+                contents.write(descriptor, name, reader, advance)
             else:
-                data = _pack(weights[name], entry, sources[name], reader, advance)
-            _write(descriptor, data, at)
+                contents.write_file(descriptor, name)
+                advance(contents.entries[name].stored)
+        contents.finish(descriptor)
+
+
+class Contents:
+    """What a packed file will hold, and where: all of it is known before the first byte, so weights come in any order.
+
+    Arguments and errors are those of write_model; reading no tensor, it needs their shapes and types only."""
+
+    def __init__(
+        self,
+        weights: Mapping[str, Weight],
+        sources: Mapping[str, Source],
+        tensors: Mapping[str, Tensor],
+        quantization: str,
+        metadata: Mapping[str, str],
+        files: Mapping[str, bytes],
+        ignored: tuple[str, ...] = (),
+    ) -> None:
+        convert.check(weights, sources, tensors, ignored)
+        self.weights, self.sources, self._files = weights, sources, files
+        self.entries = {FILE + name: Entry.of("file", (len(data),)) for name, data in files.items()}
+        for name, weight in weights.items():
+            self.entries[name] = Entry.of(choose(weight, sources[name], tensors, quantization), weight.shape)
+        created = datetime.date.today().isoformat()
+        self.same = {"llm": __version__, **metadata, "quantization": quantization}
+        """The metadata that does not depend on the day."""
+        self.blank = dict(self.entries)
+        """The entries, without checksums."""
+        self._texts = {"created": created, **self.same}
+        at = len(make_header(self._texts, self.entries))
+        self.starts: dict[str, int] = {}
+        """Where each tensor begins in the file."""
+        for name, entry in self.entries.items():
+            self.starts[name] = at
             at += entry.stored
-            advance(at - start - done)
-            sums = f"{checksum(data):016x}", hashlib.sha256(data.data).hexdigest()
-            entries[name] = Entry(entry.format, entry.shape, entry.size, *sums)
-        _write(descriptor, np.frombuffer(make_header(texts, entries), np.uint8), 0)
+        self.size = at
+        self.total = sum(entry.stored for entry in self.entries.values())
+
+    def write(self, descriptor: int, name: str, reader: Reader, advance: Callable[[int], None]) -> Entry:
+        """Puts one weight at its place; its entry, now with checksums. advance: called with bytes as they are packed."""
+        entry, packed = self.entries[name], 0
+
+        def count(size: int) -> None:
+            nonlocal packed
+            packed += size
+            advance(size)
+
+        data = _pack(self.weights[name], entry, self.sources[name], reader, count)
+        self._place(descriptor, name, data)
+        advance(entry.stored - packed)
+        return self.entries[name]
+
+    def write_file(self, descriptor: int, name: str) -> None:
+        """Puts one of the files at its place."""
+        self._place(descriptor, name, _padded(self._files[name.removeprefix(FILE)]))
+
+    def written(self, name: str, checksum: str, sha256: str) -> None:
+        """Notes the checksums of a tensor that is at its place."""
+        entry = self.entries[name]
+        self.entries[name] = Entry(entry.format, entry.shape, entry.size, checksum, sha256)
+
+    def finish(self, descriptor: int) -> None:
+        """Writes the header, when all tensors are written."""
+        _write(descriptor, np.frombuffer(make_header(self._texts, self.entries), np.uint8), 0)
+
+    def _place(self, descriptor: int, name: str, data: Bytes) -> None:
+        _write(descriptor, data, self.starts[name])
+        self.written(name, f"{checksum(data):016x}", hashlib.sha256(data.data).hexdigest())
 
 
 def _pack(weight: Weight, entry: Entry, source: Source, reader: Reader, advance: Callable[[int], None]) -> Bytes:
