@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from llmcli import memory
-from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, memory_needed
+from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, json_object, memory_needed
 from llmcli.memory import MIB
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -89,10 +89,16 @@ def _write(
     """Writes the packed file of a model, whatever it came as. about: name and source."""
     from llmcli.weights import writer
 
-    Tokenizer(files["tokenizer.json"])  # a broken one is found now, not at the first run
+    _check(files)
     metadata = {"revision": "", "spec": spec.to_json(), **about}
     news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
     writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
+
+
+def _check(files: Mapping[str, bytes]) -> None:
+    """Finds now what is broken in a model's files, not at its first run. Raises CorruptFile."""
+    read = {name: json_object(data, name) for name, data in files.items() if name.endswith(".json") and name != "tokenizer.json"}
+    Tokenizer(files["tokenizer.json"], read.get("tokenizer_config.json"))
 
 
 def pull(
@@ -128,14 +134,14 @@ def pull(
         files = repository.files
         spec, architecture = architectures.describe(config.parse(files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        Tokenizer(files["tokenizer.json"])
+        _check(files)
         repository.read_headers()
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
         job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
         size, kind = job.packing.weights_size, cache_type(wanted.quantization)
-        memory.check(sum(memory_needed(size, plan, 1, kind).values()), listing.repository, "Use --quant int4, or a smaller model")
-        most = sum(memory_needed(size, plan, blocks(plan), kind).values())
+        least, most = (sum(memory_needed(size, len(files["tokenizer.json"]), plan, n, kind).values()) for n in (1, blocks(plan)))
+        memory.check(least, listing.repository, "Use --quant int4, or a smaller model")
         disk, free = job.check_disk()
         licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
         say(f"{listing.repository} at {listing.commit[:12]}: {plan.parameters / 1e6:,.1f} million parameters, {licence}, {listing.access}")

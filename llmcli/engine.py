@@ -29,6 +29,11 @@ DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
 
+RUNTIME = 104 << 20
+"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels: measured."""
+TOKENIZER = 22
+"""Bytes of a tokenizer in memory for each byte of its file: measured."""
+
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
@@ -49,8 +54,14 @@ class Engine:
         self._runner = runner
 
     def run(self, batch: Batch) -> Result:
-        """One step. Raises NumericalError, and Stopped when `stop` was called meanwhile."""
-        return self._runner.run(batch)
+        """One step. Raises InputError for an unknown token, NumericalError, and Stopped when `stop` was called meanwhile;
+        the sequences are then as long as before the step."""
+        try:
+            batch.check(self.plan)
+            return self._runner.run(batch)
+        except BaseException:
+            batch.undo()
+            raise
 
     def stop(self) -> None:
         """Ends the step that is running, soon. From any thread."""
@@ -83,7 +94,7 @@ def load(
         plan = decoder.plan(spec, checked_context(spec, context))
         file.check(plan.weights)
         kind = cache_type(file.quantization) if kv == "auto" else kv
-        needed = sum(memory_needed(file.weights_size, plan, blocks(plan), kind).values())
+        needed = sum(memory_of(file, plan, kind).values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
@@ -117,26 +128,34 @@ def blocks(plan: Plan) -> int:
     return -(-plan.context // BLOCK)
 
 
-def memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
-    """Bytes that a model in memory takes, by use, beside the interpreter. weights: bytes of the packed weights; blocks: of a KV
+def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:
+    """Bytes, by use, of a process that has loaded the model and filled the context; kind: type of the KV cache."""
+    return memory_needed(file.weights_size, len(file.file("tokenizer.json")), plan, blocks(plan), kind)
+
+
+def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
+    """The same for a model that is not here yet. weights: bytes of the packed weights; tokenizer: of its file; blocks: of a KV
     cache of this type."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
     cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
-    return {"weights": weights, "cache": cache, "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once)}
+    buffers = 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    return {"weights": weights, "cache": cache, "buffers": buffers, "tokenizer": TOKENIZER * tokenizer, "program": RUNTIME}
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
     """A JSON object among the packed file's files; {} where there is none. Raises CorruptFile."""
-    if name not in file.files:
-        return {}
+    return json_object(file.file(name), f"{name} of {file.name}") if name in file.files else {}
+
+
+def json_object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(file.file(name))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name} of {file.name}", str(error)) from error
-    if not isinstance(data, dict):
-        raise CorruptFile(f"{name} of {file.name}", "it is not a JSON object")
-    return data
+        raise CorruptFile(what, str(error)) from error
+    if not isinstance(found, dict):
+        raise CorruptFile(what, "it is not a JSON object")
+    return found
 
 
 def read_tokenizer(file: Packed) -> Tokenizer:

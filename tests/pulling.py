@@ -16,7 +16,7 @@ import safetensors.numpy
 
 import random_model
 from fakehub import FakeHub
-from llmcli import engine
+from llmcli import acquire
 from llmcli.cli.app import main
 from llmcli.weights import packed
 from terminal import environment
@@ -113,4 +113,4 @@ def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
 
 def imported(folder: Path, directory: Path, quant: str = "int8") -> dict[str, tuple[str, tuple[int, ...], str]]:
     """What `llm import` makes of the folder."""
-    return tensors_of(engine.import_folder(folder, quant, "imported", path=directory / f"imported-{quant}.safetensors"))
+    return tensors_of(acquire.import_folder(folder, quant, "imported", path=directory / f"imported-{quant}.safetensors"))
