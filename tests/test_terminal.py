@@ -150,6 +150,17 @@ def test_a_full_disk_is_an_error_of_the_disk() -> None:
         done = subprocess.run([sys.executable, FAKE, "run", "hi", "--no-stdin"], env=environment({}), stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 7
     assert done.stderr.startswith(b"llm: error: cannot write standard output:") and done.stderr.count(b"\n") == 1
+    words = [sys.executable, FAKE, "run", "hi", "--no-stdin", "-o", "/dev/full"]
+    done = subprocess.run(words, env=environment({}), capture_output=True, timeout=20)
+    assert done.returncode == 7 and done.stderr.startswith(b"llm: error: cannot write /dev/full:")
+
+
+def test_a_file_that_grows_too_large_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    command = f"ulimit -f 8; {sys.executable} {FAKE} run hi --no-stdin -o {tmp_path}/answer"
+    many = environment({"FAKE_TEXTS": '["line\\n"]', "FAKE_REPEAT": "20000"})
+    done = subprocess.run(["bash", "-c", command], env=many, capture_output=True, timeout=30)
+    assert done.returncode == 7 and b"answer: File too large" in done.stderr and done.stderr.count(b"\n") == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_closed_standard_output_is_an_error() -> None:

@@ -98,7 +98,7 @@ def open_answer(path: Path | None = None) -> Iterator[Answer]:
         with _whole_file(path) as file:
             yield Answer(file, name=str(path))
     elif path is not None:
-        with path.open("wb") as file:
+        with _disk_errors(path), path.open("wb") as file:
             yield Answer(file, name=str(path))
     elif sys.stdout is None:
         raise DiskError("standard output", "it is closed", "Open it, or use -o FILE")
@@ -130,13 +130,10 @@ def _whole_file(path: Path) -> Iterator[BinaryIO]:
     part = target.parent / f".{os.urandom(8).hex()}.part"
     try:
         with _disk_errors(path):
-            file = part.open("xb")
-        with file:
-            yield file
-            with _disk_errors(path):
+            with part.open("xb") as file:
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
-        with _disk_errors(path):
             part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
