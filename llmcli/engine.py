@@ -34,6 +34,11 @@ DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
 
+RUNTIME = 104 << 20
+"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels: measured."""
+TOKENIZER = 22
+"""Bytes of a tokenizer in memory for each byte of its file: measured."""
+
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
@@ -54,8 +59,14 @@ class Engine:
         self._runner = runner
 
     def run(self, batch: Batch) -> Result:
-        """One step. Raises NumericalError, and Stopped when `stop` was called meanwhile."""
-        return self._runner.run(batch)
+        """One step. Raises InputError for an unknown token, NumericalError, and Stopped when `stop` was called meanwhile;
+        the sequences are then as long as before the step."""
+        try:
+            batch.check(self.plan)
+            return self._runner.run(batch)
+        except BaseException:
+            batch.undo()
+            raise
 
     def stop(self) -> None:
         """Ends the step that is running, soon. From any thread."""
@@ -89,7 +100,8 @@ def load(
         file.check(plan.weights)
         kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
         blocks = -(-plan.context // BLOCK)
-        memory.check(_memory_needed(file, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        needed = _memory_needed(file, plan, blocks, kind) - min(memory.resident(), RUNTIME)
+        memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
         cache = KVCache(plan.cache, blocks, kind)
@@ -112,23 +124,27 @@ def _context(spec: Spec, wanted: int | None) -> int:
 
 
 def _memory_needed(file: Packed, plan: Plan, blocks: int, kind: str) -> int:
-    """Bytes that loading and a full context take, beside the interpreter."""
+    """Bytes of a process that has loaded the model and filled the context."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    return file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    activations = 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    tokenizer = TOKENIZER * len(file.file("tokenizer.json"))
+    return RUNTIME + tokenizer + file.weights_size + blocks * KVCache.bytes_per_block(plan.cache, kind) + activations
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
     """A JSON object among the packed file's files; {} where there is none. Raises CorruptFile."""
-    if name not in file.files:
-        return {}
+    return _object(file.file(name), f"{name} of {file.name}") if name in file.files else {}
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(file.file(name))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name} of {file.name}", str(error)) from error
-    if not isinstance(data, dict):
-        raise CorruptFile(f"{name} of {file.name}", "it is not a JSON object")
-    return data
+        raise CorruptFile(what, str(error)) from error
+    if not isinstance(found, dict):
+        raise CorruptFile(what, "it is not a JSON object")
+    return found
 
 
 def read_tokenizer(file: Packed) -> Tokenizer:
@@ -221,7 +237,9 @@ def _write(
     """Writes the packed file of a model, whatever it came as. about: name and source."""
     from llmcli.weights import writer
 
-    Tokenizer(files["tokenizer.json"])  # a broken one is found now, not at the first run
+    # What is broken is found now, not at the first run.
+    read = {file: _object(data, file) for file, data in files.items() if file.endswith(".json") and file != "tokenizer.json"}
+    Tokenizer(files["tokenizer.json"], read.get("tokenizer_config.json"))
     metadata = {"revision": "", "spec": spec.to_json(), **about}
     news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
     writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)

@@ -20,6 +20,7 @@ class Options(Common):
         Path,
         typer.Argument(
             metavar="DIR|FILE.gguf",
+            readable=False,
             help="a folder with config.json, safetensors and tokenizer.json, or a GGUF file",
             rich_help_panel="The model",
         ),
