@@ -215,6 +215,8 @@ def pull(
     with pulling.repository(wanted, path, keep_source, say) as repository:
         listing = repository.listing
         if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
+            if not keep_source:
+                repository.remove()
             return path
         files = repository.files
         spec, architecture = architectures.describe(config.parse(files["config.json"]))

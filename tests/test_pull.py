@@ -246,6 +246,7 @@ def test_four_processes_make_one_transfer(fakehub: FakeHub, tmp_path: Path) -> N
     ended = [(process.communicate(timeout=60), process.returncode) for process in processes]
     assert [code for _, code in ended] == [0] * 4, ended
     assert fakehub.sent <= 1.1 * weights_size(folder)
+    assert list((home / "cache" / "downloads").iterdir()) == []
     waited = "".join(err for (_, err), _ in ended)
     assert any(f"process {process.pid} is getting this model: waiting for it" in waited for process in processes)
     assert tensors_of(home / "data" / "models" / "org--model-int8.safetensors") == imported(folder, tmp_path)
