@@ -215,8 +215,7 @@ def pull(
     with pulling.repository(wanted, path, keep_source, say) as repository:
         listing = repository.listing
         if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
-            if not keep_source:
-                repository.remove()
+            repository.remove()
             return path
         files = repository.files
         spec, architecture = architectures.describe(config.parse(files["config.json"]))
@@ -236,7 +235,7 @@ def pull(
             f"{job.download / MIB:,.1f} MiB to download; {wanted.quantization} takes {size / MIB:,.1f} MiB, and {most / MIB:,.0f} MiB of"
             f" memory with {plan.context:,} tokens of context; {disk / MIB:,.1f} MiB of disk needed, {free / MIB:,.0f} MiB free"
         )
-        job.run(keep_source, lambda done, total: progress(listing.repository, done, total) if progress else None)
+        job.run(lambda done, total: progress(listing.repository, done, total) if progress else None)
     return path
 
 

@@ -128,6 +128,7 @@ def test_kept_sources_serve_another_quantization(pull: Puller, fakehub: FakeHub,
     assert pull(REPOSITORY, "--quant", "int4", "--offline", "--keep-source") == 0, pull.err
     assert fakehub.sent == before
     assert tensors_of(pull.path("org--model-int4")) == imported(three, tmp_path, "int4")
+    assert pull(REPOSITORY, "--quant", "none") == 0 and fakehub.sent == before  # what is kept stays kept
     sources = list((pull.home / "cache").rglob("*.safetensors"))
     assert len(sources) == 3 and sum(path.stat().st_size for path in sources) == weights_size(three)
 

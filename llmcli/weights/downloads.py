@@ -22,9 +22,16 @@ from llmcli.weights.wanted import Wanted
 
 def remove_abandoned(directory: Path) -> None:
     """Removes a commit's downloads unless they are meant to stay or a process is at work with them."""
+    with suppress(OSError):
+        if not busy(lock(directory)) and not kept(directory):
+            shutil.rmtree(directory)
+
+
+def kept(directory: Path) -> bool:
+    """Whether a commit's downloads are meant to stay."""
     with suppress(OSError, ValueError, KeyError, TypeError):
-        if not busy(lock(directory)) and not json.loads((directory / "listing.json").read_bytes())["keep"]:
-            shutil.rmtree(directory, ignore_errors=True)
+        return bool(json.loads((directory / "listing.json").read_bytes())["keep"])
+    return False
 
 
 def lock(directory: Path) -> Path:

@@ -80,13 +80,13 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
             for other in directory.parent.iterdir():
                 if other != directory:
                     downloads.remove_abandoned(other)
-            downloads.save(directory, wanted, listing, keep_source)
-            found = Repository(hub, listing, directory)
+            keep = keep_source or downloads.kept(directory)
+            downloads.save(directory, wanted, listing, keep)
+            found = Repository(hub, listing, directory, keep)
             try:
                 yield found
             except ModelFileError:  # nothing that another attempt could use
-                if not keep_source:
-                    found.remove()
+                found.remove()
                 raise
             finally:
                 found.close()
@@ -97,8 +97,8 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
 class Repository:
     """A commit of a repository while a model is made of it."""
 
-    def __init__(self, hub: Hub | None, listing: Listing, directory: Path) -> None:
-        self._hub, self.listing, self._directory = hub, listing, directory
+    def __init__(self, hub: Hub | None, listing: Listing, directory: Path, keep: bool) -> None:
+        self._hub, self.listing, self._directory, self.keeps = hub, listing, directory, keep
         self._files: dict[str, bytes] = {}
         self._open: dict[str, File] = {}
         self._right: dict[str, Path] = {}
@@ -192,9 +192,10 @@ class Repository:
         self._open.clear()
 
     def remove(self) -> None:
-        """Removes what was downloaded."""
+        """Removes what was downloaded, unless it is to be kept."""
         self.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if not self.keeps:
+            shutil.rmtree(self._directory, ignore_errors=True)
         with suppress(OSError):
             self._directory.parent.rmdir()
 
@@ -287,7 +288,7 @@ class Job:
                 raise DiskError(f"no room for {self.repository.listing.repository} at {place.parent}", why)
         return left + largest, free
 
-    def run(self, keep_source: bool, progress: Progress) -> None:
+    def run(self, progress: Progress) -> None:
         """Fetches and packs what is left; then the file is at its place. progress: bytes of all shards."""
         repository, packing = self.repository, self.packing
         total = sum(shard.size for shard in repository.shards)
@@ -307,12 +308,11 @@ class Job:
             for name in packing.left():
                 if repository.has(packing.contents.sources[name].names):
                     packing.write(name, repository, lambda count: received(0))
-            if ours and not keep_source:
+            if ours and not repository.keeps:
                 packing.sync()
                 repository.keep(shard, repository.needed(shard, self._tensors_left()))
         packing.finish()
-        if not keep_source:
-            repository.remove()
+        repository.remove()
 
     def _tensors_left(self) -> set[str]:
         return {tensor for name in self.packing.left() for tensor in self.packing.contents.sources[name].names}
