@@ -56,7 +56,7 @@ def variables(hub: FakeHub, home: Path, **extra: str) -> dict[str, str]:
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home / "hf"),
         "LLMCLI_HOME": str(home),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "0.5",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "10",
         "no_proxy": "127.0.0.1",
     }
     inherited = environment({**own, "PYTHONPATH": os.pathsep.join(sys.path), **extra})
