@@ -25,11 +25,16 @@ from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
-from llmcli.weights.packed import Packed
+from llmcli.weights.packed import FILE, Packed
 
 DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
+
+RUNTIME = 104 << 20
+"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels: measured."""
+TOKENIZER = 22
+"""Bytes of a tokenizer in memory for each byte of its file: measured."""
 
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
@@ -51,8 +56,14 @@ class Engine:
         self._runner = runner
 
     def run(self, batch: Batch) -> Result:
-        """One step. Raises NumericalError, and Stopped when `stop` was called meanwhile."""
-        return self._runner.run(batch)
+        """One step. Raises InputError for an unknown token, NumericalError, and Stopped when `stop` was called meanwhile;
+        the sequences are then as long as before the step."""
+        try:
+            batch.check(self.plan)
+            return self._runner.run(batch)
+        except BaseException:
+            batch.undo()
+            raise
 
     def stop(self) -> None:
         """Ends the step that is running, soon. From any thread."""
@@ -86,7 +97,8 @@ def load(
         file.check(plan.weights)
         kind = kv if kv != "auto" else "f32" if file.quantization == "none" else "f16"
         blocks = -(-plan.context // BLOCK)
-        memory.check(_memory_needed(file.weights_size, plan, blocks, kind), file.name, "Try a smaller context (-c) or quantization")
+        needed = _memory_needed(file.weights_size, _tokenizer_size(file), plan, blocks, kind) - min(memory.resident(), RUNTIME)
+        memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
         cache = KVCache(plan.cache, blocks, kind)
@@ -108,24 +120,31 @@ def _context(spec: Spec, wanted: int | None) -> int:
     return wanted
 
 
-def _memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> int:
-    """Bytes that loading and a full context take, beside the interpreter. weights: bytes of the packed weights."""
+def _memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> int:
+    """Bytes of a process that has loaded the model and filled the context. weights, tokenizer: bytes as they are stored."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    return weights + blocks * KVCache.bytes_per_block(plan.cache, kind) + 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    activations = 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    return RUNTIME + TOKENIZER * tokenizer + weights + blocks * KVCache.bytes_per_block(plan.cache, kind) + activations
+
+
+def _tokenizer_size(file: Packed) -> int:
+    return file.entries[FILE + "tokenizer.json"].size
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
     """A JSON object among the packed file's files; {} where there is none. Raises CorruptFile."""
-    if name not in file.files:
-        return {}
+    return _object(file.file(name), f"{name} of {file.name}") if name in file.files else {}
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(file.file(name))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name} of {file.name}", str(error)) from error
-    if not isinstance(data, dict):
-        raise CorruptFile(f"{name} of {file.name}", "it is not a JSON object")
-    return data
+        raise CorruptFile(what, str(error)) from error
+    if not isinstance(found, dict):
+        raise CorruptFile(what, "it is not a JSON object")
+    return found
 
 
 def read_tokenizer(file: Packed) -> Tokenizer:
@@ -170,7 +189,9 @@ def import_folder(
     with folder.open_folder(directory) as source:
         spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        Tokenizer(source.files["tokenizer.json"])  # a broken one is found now, not at the first run
+        # What is broken is found now, not at the first run.
+        read = {file: _object(data, file) for file, data in source.files.items() if file.endswith(".json") and file != "tokenizer.json"}
+        Tokenizer(source.files["tokenizer.json"], read.get("tokenizer_config.json"))
         path = path or store.path_of(name, quant)
         writer.write_model(
             path,
@@ -225,9 +246,9 @@ def pull(
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
         job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
-        size, kind = job.packing.weights_size, "f32" if wanted.quantization == "none" else "f16"
-        memory.check(_memory_needed(size, plan, 1, kind), listing.repository, "Use --quant int4, or a smaller model")
-        most = _memory_needed(size, plan, -(-plan.context // BLOCK), kind)
+        size, words, kind = job.packing.weights_size, len(files["tokenizer.json"]), "f32" if wanted.quantization == "none" else "f16"
+        memory.check(_memory_needed(size, words, plan, 1, kind), listing.repository, "Use --quant int4, or a smaller model")
+        most = _memory_needed(size, words, plan, -(-plan.context // BLOCK), kind)
         disk, free = job.check_disk()
         licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
         say(f"{listing.repository} at {listing.commit[:12]}: {plan.parameters / 1e6:,.1f} million parameters, {licence}, {listing.access}")
@@ -274,7 +295,7 @@ def describe(reference: str | None) -> dict[str, Any]:
             "head_size": first.attention.head_size,
             "vocabulary": spec.vocab,
             "context": spec.context,
-            "memory_bytes": _memory_needed(file.weights_size, plan, -(-plan.context // BLOCK), kind),
+            "memory_bytes": _memory_needed(file.weights_size, _tokenizer_size(file), plan, -(-plan.context // BLOCK), kind),
             "memory_context": plan.context,
             "bytes_by_kind": kinds,
             "tokenizer": f"{tokenizer.size:,} tokens",

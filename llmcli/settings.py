@@ -38,7 +38,7 @@ def read_toml(path: Path) -> dict[str, Any]:
     """A TOML file; empty where there is none. Raises UsageError for one that cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(str(path), str(error), "Correct or remove it") from error
