@@ -130,6 +130,7 @@ def pull(
     with pulling.repository(wanted, path, keep_source, say) as repository:
         listing = repository.listing
         if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
+            repository.remove()
             return path
         files = repository.files
         spec, architecture = architectures.describe(config.parse(files["config.json"]))
@@ -139,8 +140,8 @@ def pull(
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
         job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
-        size, kind = job.packing.weights_size, cache_type(wanted.quantization)
-        least, most = (sum(memory_needed(size, len(files["tokenizer.json"]), plan, n, kind).values()) for n in (1, blocks(plan)))
+        size, words, kind = job.packing.weights_size, len(files["tokenizer.json"]), cache_type(wanted.quantization)
+        least, most = (sum(memory_needed(size, words, plan, count, kind).values()) for count in (1, blocks(plan)))
         memory.check(least, listing.repository, "Use --quant int4, or a smaller model")
         disk, free = job.check_disk()
         licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
@@ -149,5 +150,5 @@ def pull(
             f"{job.download / MIB:,.1f} MiB to download; {wanted.quantization} takes {size / MIB:,.1f} MiB, and {most / MIB:,.0f} MiB of"
             f" memory with {plan.context:,} tokens of context; {disk / MIB:,.1f} MiB of disk needed, {free / MIB:,.0f} MiB free"
         )
-        job.run(keep_source, lambda done, total: progress(listing.repository, done, total) if progress else None)
+        job.run(lambda done, total: progress(listing.repository, done, total) if progress else None)
     return path

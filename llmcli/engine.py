@@ -23,7 +23,7 @@ from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
-from llmcli.weights.packed import Packed
+from llmcli.weights.packed import FILE, Packed
 
 DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
@@ -130,7 +130,7 @@ def blocks(plan: Plan) -> int:
 
 def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:
     """Bytes, by use, of a process that has loaded the model and filled the context; kind: type of the KV cache."""
-    return memory_needed(file.weights_size, len(file.file("tokenizer.json")), plan, blocks(plan), kind)
+    return memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, blocks(plan), kind)
 
 
 def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:

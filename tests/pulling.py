@@ -56,10 +56,11 @@ def variables(hub: FakeHub, home: Path, **extra: str) -> dict[str, str]:
         "HF_ENDPOINT": hub.url,
         "HF_HOME": str(home / "hf"),
         "LLMCLI_HOME": str(home),
-        "HF_HUB_DOWNLOAD_TIMEOUT": "0.5",
+        "HF_HUB_DOWNLOAD_TIMEOUT": "10",
         "no_proxy": "127.0.0.1",
     }
-    return environment({**own, "PYTHONPATH": os.pathsep.join(sys.path), **extra})
+    inherited = environment({**own, "PYTHONPATH": os.pathsep.join(sys.path), **extra})
+    return {name: value for name, value in inherited.items() if name in {**own, **extra} or not name.startswith(("HF_", "LLMCLI_OFFLINE"))}
 
 
 def start(hub: FakeHub, home: Path, *words: str, **extra: str) -> subprocess.Popen[str]:

@@ -228,7 +228,7 @@ def test_an_unsupported_model_is_refused_before_its_weights(pull: Puller, fakehu
     source = random_model.write_folder(tmp_path / "source", strange, random_model.tensors())
     fakehub.add("org/strange", source)
     assert "unsupported architecture StrangeForCausalLM" in pull.error(3, "org/strange")
-    assert not fakehub.asked(".safetensors")
+    assert not fakehub.asked(".safetensors") and pull.leftovers() == []
 
 
 def test_weights_that_do_not_fit_are_refused_by_their_headers(pull: Puller, fakehub: FakeHub, tmp_path: Path) -> None:

@@ -128,6 +128,7 @@ def test_kept_sources_serve_another_quantization(pull: Puller, fakehub: FakeHub,
     assert pull(REPOSITORY, "--quant", "int4", "--offline", "--keep-source") == 0, pull.err
     assert fakehub.sent == before
     assert tensors_of(pull.path("org--model-int4")) == imported(three, tmp_path, "int4")
+    assert pull(REPOSITORY, "--quant", "none") == 0 and fakehub.sent == before  # what is kept stays kept
     sources = list((pull.home / "cache").rglob("*.safetensors"))
     assert len(sources) == 3 and sum(path.stat().st_size for path in sources) == weights_size(three)
 
@@ -246,6 +247,7 @@ def test_four_processes_make_one_transfer(fakehub: FakeHub, tmp_path: Path) -> N
     ended = [(process.communicate(timeout=60), process.returncode) for process in processes]
     assert [code for _, code in ended] == [0] * 4, ended
     assert fakehub.sent <= 1.1 * weights_size(folder)
+    assert list((home / "cache" / "downloads").iterdir()) == []
     waited = "".join(err for (_, err), _ in ended)
     assert any(f"process {process.pid} is getting this model: waiting for it" in waited for process in processes)
     assert tensors_of(home / "data" / "models" / "org--model-int8.safetensors") == imported(folder, tmp_path)

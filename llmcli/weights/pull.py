@@ -8,20 +8,19 @@ two shards, those of the first are kept in a small file of their own (NAME.rest)
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from llmcli import places
-from llmcli.errors import CorruptFile, DiskError, HashMismatch, LlmError, NotFound
+from llmcli.errors import CorruptFile, DiskError, HashMismatch, LlmError, ModelFileError, NotFound
 from llmcli.formats.format import Bytes
 from llmcli.plan import Weight
-from llmcli.weights import fetch, folder, packed
-from llmcli.weights.atomic import busy, turn
+from llmcli.weights import downloads, fetch, folder, packed
+from llmcli.weights.atomic import turn
 from llmcli.weights.convert import Source
 from llmcli.weights.hub import Hub, Listing, RemoteFile, offline
 from llmcli.weights.packed import Progress
@@ -52,7 +51,7 @@ def tidy(path: Path) -> None:
     with suppress(LlmError, OSError, ValueError, KeyError, TypeError), packed.open(path) as file:
         path.with_name(f".{path.name}.journal").unlink(missing_ok=True)
         directory = places.downloads() / file.source.replace("/", "--") / file.revision
-        _remove_abandoned(directory)
+        downloads.remove_abandoned(directory)
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
     variable = offline()
     hub = None if variable else Hub.of_environment()
     home = places.downloads()
-    listing = hub.listing(wanted.repository, wanted.revision or "main") if hub else _saved(home, wanted, variable)
+    listing = hub.listing(wanted.repository, wanted.revision or "main") if hub else downloads.saved(home, wanted, variable)
     if listing.repository != wanted.repository:
         notify(f"{wanted.repository} has moved to {listing.repository}")
     directory = home / listing.repository.replace("/", "--") / listing.commit
@@ -76,15 +75,19 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
         home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
             stack.enter_context(turn(path.with_name(f".{path.name}.lock"), waiting))
-            stack.enter_context(turn(_lock(directory), waiting))
+            stack.enter_context(turn(downloads.lock(directory), waiting))
             directory.mkdir(parents=True, exist_ok=True)
             for other in directory.parent.iterdir():
                 if other != directory:
-                    _remove_abandoned(other)
-            _save(directory, wanted, listing, keep_source)
-            found = Repository(hub, listing, directory)
+                    downloads.remove_abandoned(other)
+            keep = keep_source or downloads.kept(directory)
+            downloads.save(directory, wanted, listing, keep)
+            found = Repository(hub, listing, directory, keep)
             try:
                 yield found
+            except ModelFileError:  # nothing that another attempt could use
+                found.remove()
+                raise
             finally:
                 found.close()
     except OSError as error:
@@ -94,8 +97,8 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
 class Repository:
     """A commit of a repository while a model is made of it."""
 
-    def __init__(self, hub: Hub | None, listing: Listing, directory: Path) -> None:
-        self._hub, self.listing, self._directory = hub, listing, directory
+    def __init__(self, hub: Hub | None, listing: Listing, directory: Path, keep: bool) -> None:
+        self._hub, self.listing, self._directory, self.keeps = hub, listing, directory, keep
         self._files: dict[str, bytes] = {}
         self._open: dict[str, File] = {}
         self._right: dict[str, Path] = {}
@@ -189,9 +192,10 @@ class Repository:
         self._open.clear()
 
     def remove(self) -> None:
-        """Removes what was downloaded."""
+        """Removes what was downloaded, unless it is to be kept."""
         self.close()
-        shutil.rmtree(self._directory, ignore_errors=True)
+        if not self.keeps:
+            shutil.rmtree(self._directory, ignore_errors=True)
         with suppress(OSError):
             self._directory.parent.rmdir()
 
@@ -284,7 +288,7 @@ class Job:
                 raise DiskError(f"no room for {self.repository.listing.repository} at {place.parent}", why)
         return left + largest, free
 
-    def run(self, keep_source: bool, progress: Progress) -> None:
+    def run(self, progress: Progress) -> None:
         """Fetches and packs what is left; then the file is at its place. progress: bytes of all shards."""
         repository, packing = self.repository, self.packing
         total = sum(shard.size for shard in repository.shards)
@@ -304,12 +308,11 @@ class Job:
             for name in packing.left():
                 if repository.has(packing.contents.sources[name].names):
                     packing.write(name, repository, lambda count: received(0))
-            if ours and not keep_source:
+            if ours and not repository.keeps:
                 packing.sync()
                 repository.keep(shard, repository.needed(shard, self._tensors_left()))
         packing.finish()
-        if not keep_source:
-            repository.remove()
+        repository.remove()
 
     def _tensors_left(self) -> set[str]:
         return {tensor for name in self.packing.left() for tensor in self.packing.contents.sources[name].names}
@@ -321,37 +324,3 @@ class Job:
             needed = self.repository.needed(shard, tensors)
             if needed and not self.repository._rest(shard).exists():
                 yield shard, needed
-
-
-def _remove_abandoned(directory: Path) -> None:
-    """Removes a commit's downloads unless they are meant to stay or a process is at work with them."""
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        if not busy(_lock(directory)) and not json.loads((directory / "listing.json").read_bytes())["keep"]:
-            shutil.rmtree(directory, ignore_errors=True)
-
-
-def _lock(directory: Path) -> Path:
-    """The lock of a commit's downloads; beside their folders, which come and go."""
-    return directory.parent.parent / f".{directory.parent.name}@{directory.name}.lock"
-
-
-def _save(directory: Path, wanted: Wanted, listing: Listing, keep: bool) -> None:
-    """Keeps a listing, so that --offline knows what a repository consists of. keep: the downloads are meant to stay."""
-    data = {**asdict(listing), "files": [asdict(file) for file in listing.files.values()], "asked": wanted.revision or "main", "keep": keep}
-    temporary = directory / "listing.tmp"
-    temporary.write_text(json.dumps(data), encoding="utf-8")
-    os.replace(temporary, directory / "listing.json")
-
-
-def _saved(home: Path, wanted: Wanted, variable: str) -> Listing:
-    """The listing of an earlier, online attempt. Raises NotFound."""
-    for path in sorted((home / wanted.repository.replace("/", "--")).glob("*/listing.json")):
-        with suppress(OSError, ValueError, KeyError, TypeError):
-            data = json.loads(path.read_bytes())
-            del data["keep"]
-            if (wanted.revision or "main") in (data.pop("asked"), data["commit"]) and data["commit"] == path.parent.name:
-                files = {entry["name"]: RemoteFile(**entry) for entry in data.pop("files")}
-                return Listing(files=files, **data)
-    why = f"nothing of it is here, and {'--offline or ' if variable == 'LLMCLI_OFFLINE' else ''}{variable} forbids the network"
-    missing = f"missing: {', '.join(folder.REQUIRED)}, *.safetensors"
-    raise NotFound(f"{wanted.repository} is not here", f"{why}; {missing}", "Pull it without --offline, or unset the variable")
