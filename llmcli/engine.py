@@ -30,6 +30,11 @@ DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
 
+RUNTIME = 104 << 20
+"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels: measured."""
+TOKENIZER = 22
+"""Bytes of a tokenizer in memory for each byte of its file: measured."""
+
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
@@ -50,8 +55,14 @@ class Engine:
         self._runner = runner
 
     def run(self, batch: Batch) -> Result:
-        """One step. Raises NumericalError, and Stopped when `stop` was called meanwhile."""
-        return self._runner.run(batch)
+        """One step. Raises InputError for an unknown token, NumericalError, and Stopped when `stop` was called meanwhile;
+        the sequences are then as long as before the step."""
+        try:
+            batch.check(self.plan)
+            return self._runner.run(batch)
+        except BaseException:
+            batch.undo()
+            raise
 
     def stop(self) -> None:
         """Ends the step that is running, soon. From any thread."""
@@ -84,7 +95,8 @@ def load(
         plan = decoder.plan(spec, checked_context(spec, context))
         file.check(plan.weights)
         kind = cache_type(file.quantization) if kv == "auto" else kv
-        needed = sum(memory_needed(file.weights_size, plan, blocks(plan), kind).values())
+        whole = memory_needed(file.weights_size, len(file.file("tokenizer.json")), plan, blocks(plan), kind)
+        needed = sum(whole.values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
@@ -118,26 +130,33 @@ def blocks(plan: Plan) -> int:
     return -(-plan.context // BLOCK)
 
 
-def memory_needed(weights: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
-    """Bytes that a model in memory takes, by use, beside the interpreter. weights: bytes of the packed weights; blocks: of a KV
-    cache of this type."""
+def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
+    """Bytes of a process that has loaded a model and filled the context, by use. weights: bytes of the packed weights; tokenizer:
+    of tokenizer.json; blocks: of a KV cache of this type."""
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
-    return {"weights": weights, "cache": cache, "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once)}
+    return {
+        "runtime": RUNTIME,
+        "tokenizer": TOKENIZER * tokenizer,
+        "weights": weights,
+        "cache": blocks * KVCache.bytes_per_block(plan.cache, kind),
+        "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once),
+    }
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:
     """A JSON object among the packed file's files; {} where there is none. Raises CorruptFile."""
-    if name not in file.files:
-        return {}
+    return _object(file.file(name), f"{name} of {file.name}") if name in file.files else {}
+
+
+def _object(data: bytes, what: str) -> dict[str, Any]:
     try:
-        data = json.loads(file.file(name))
+        found = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise CorruptFile(f"{name} of {file.name}", str(error)) from error
-    if not isinstance(data, dict):
-        raise CorruptFile(f"{name} of {file.name}", "it is not a JSON object")
-    return data
+        raise CorruptFile(what, str(error)) from error
+    if not isinstance(found, dict):
+        raise CorruptFile(what, "it is not a JSON object")
+    return found
 
 
 def read_tokenizer(file: Packed) -> Tokenizer:
@@ -182,7 +201,9 @@ def import_folder(
     with folder.open_folder(directory) as source:
         spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        Tokenizer(source.files["tokenizer.json"])  # a broken one is found now, not at the first run
+        # What is broken is found now, not at the first run.
+        read = {file: _object(data, file) for file, data in source.files.items() if file.endswith(".json") and file != "tokenizer.json"}
+        Tokenizer(source.files["tokenizer.json"], read.get("tokenizer_config.json"))
         path = path or store.path_of(name, quant)
         writer.write_model(
             path,

@@ -79,7 +79,7 @@ def settings_for(engine: Engine, overrides: dict[str, object]) -> Settings:
 def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0) -> Iterator[Step]:
     """Continues the tokens `ids`; probs: how many candidates each step lists.
 
-    Raises ContextOverflow when the prompt does not fit, InputError when it is empty, NumericalError on NaN.
+    Raises ContextOverflow when the prompt does not fit, InputError when it is empty or has an unknown token, NumericalError on NaN.
     """
     if settings.max_tokens == 0:
         return

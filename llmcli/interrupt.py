@@ -8,38 +8,49 @@ the runner to stop. Python's own handler then raises KeyboardInterrupt (or what 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
+_stops: list[Callable[[], None]] = []
+"""What to call, of every block that is open."""
+_others = -1
+"""The wakeup descriptor that was there before the first of them."""
+
 
 @contextlib.contextmanager
 def stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """While the block runs, SIGINT and SIGTERM call `stop` from another thread at once. Main thread only: elsewhere
-    it does nothing, because signals never reach other threads."""
+    """While the block runs, SIGINT and SIGTERM call `stop` from another thread at once. Blocks may end in any order, as
+    generators do. Main thread only: elsewhere it does nothing, because signals never reach other threads."""
+    global _others
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    reader, writer = os.pipe()
-    os.set_blocking(writer, False)
-
-    def watch() -> None:
-        while True:
-            data = os.read(reader, 64)
-            if any(number in (signal.SIGINT, signal.SIGTERM) for number in data):
-                stop()
-            if 0 in data or not data:
-                return
-
-    thread = threading.Thread(target=watch, name="llm-interrupt", daemon=True)
-    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
-    thread.start()
+    before = signal.set_wakeup_fd(_descriptor(), warn_on_full_buffer=False)
+    _others = _others if before == _descriptor() else before
+    _stops.append(stop)
     try:
         yield
     finally:
-        signal.set_wakeup_fd(before, warn_on_full_buffer=False)
-        os.write(writer, b"\0")
-        thread.join()
-        os.close(reader)
-        os.close(writer)
+        _stops.remove(stop)
+        if not _stops:
+            signal.set_wakeup_fd(_others, warn_on_full_buffer=False)
+
+
+@functools.cache
+def _descriptor() -> int:
+    """The way in of the process's one pipe, whose other end a thread reads. Both stay: taking them down could itself be
+    interrupted, and a signal must never be written to a descriptor that is somebody else's by then."""
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    threading.Thread(target=_watch, args=(reader,), name="llm-interrupt", daemon=True).start()
+    return writer
+
+
+def _watch(reader: int) -> None:
+    while True:
+        if any(number in (signal.SIGINT, signal.SIGTERM) for number in os.read(reader, 64)):
+            for stop in list(_stops):
+                stop()

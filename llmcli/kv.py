@@ -4,8 +4,8 @@ A block holds, for every layer and kv head, the keys and values of 256 consecuti
     keys    [16 tiles][D][16 positions]   a tile is transposed, so that lanes are positions, as lanes are rows in weights
     values  [256 positions][Dp]           Dp is the head size padded to 16
     bytes   [block][layer][kv head][keys | values]
-A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Reading
-beyond a sequence's length finds finite numbers (zeros, or what an earlier owner left), never garbage.
+A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Beyond a
+sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
 """
 
 from __future__ import annotations
@@ -85,12 +85,14 @@ class KVCache:
         """A new, empty sequence."""
         return Sequence(self)
 
-    def _take(self) -> int:
-        if not self._free:
-            raise OutOfMemory("the KV cache is full", f"{self.blocks * BLOCK:,} positions are in use")
-        block = self._free.pop()
-        self._owners[block] = 1
-        return block
+    def _take(self, count: int) -> list[int]:
+        """So many free blocks, or none of them: a sequence that gets a part of what it needs would keep it from others."""
+        if count > len(self._free):
+            raise OutOfMemory("the KV cache is full", f"{self.blocks * BLOCK:,} positions, {len(self._free) * BLOCK:,} of them free")
+        taken = [self._free.pop() for _ in range(count)]
+        for block in taken:
+            self._owners[block] = 1
+        return taken
 
     def _share(self, block: int) -> None:
         self._owners[block] += 1
@@ -117,17 +119,19 @@ class Sequence:
         self.length = 0
 
     def extend(self, count: int) -> None:
-        """Makes room for `count` more positions and counts them in; the step that follows fills them."""
+        """Makes room for `count` more positions and counts them in; the step that follows fills them. Raises OutOfMemory,
+        and is then as it was."""
         if count < 0:
             raise InternalError("a sequence cannot be extended by a negative count")
-        last = self.length // BLOCK
-        if count and last < len(self.blocks) and not self.cache._owned_alone(self.blocks[last]):
-            mine = self.cache._take()
-            self.cache._copy(self.blocks[last], mine)
-            self.cache._release(self.blocks[last])
-            self.blocks[last] = mine
-        while len(self.blocks) * BLOCK < self.length + count:
-            self.blocks.append(self.cache._take())
+        partial = self.length // BLOCK
+        copied = count > 0 and partial < len(self.blocks) and not self.cache._owned_alone(self.blocks[partial])
+        new = self.cache._take(-(-(self.length + count) // BLOCK) - len(self.blocks) + copied)
+        if copied:
+            mine = new.pop()
+            self.cache._copy(self.blocks[partial], mine)
+            self.cache._release(self.blocks[partial])
+            self.blocks[partial] = mine
+        self.blocks += new
         self.length += count
 
     def truncate(self, length: int) -> None:

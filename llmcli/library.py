@@ -59,7 +59,9 @@ def describe(reference: str | None, context: int | None = None) -> dict[str, Any
         spec, plan = _plan(file, context)
         first = spec.layers[0]
         tokenizer = engine.read_tokenizer(file)
-        memory = engine.memory_needed(file.weights_size, plan, engine.blocks(plan), engine.cache_type(file.quantization))
+        memory = engine.memory_needed(
+            file.weights_size, len(file.file("tokenizer.json")), plan, engine.blocks(plan), engine.cache_type(file.quantization)
+        )
         kinds: dict[str, int] = {}
         for label, entry in file.entries.items():
             group = entry.format if entry.format in ("file", "vector") else f"{plan.weights[label].kind}, {entry.format}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import resource
 from pathlib import Path
 
@@ -26,9 +25,9 @@ def check(needed: int, what: str, todo: str | None = None) -> None:
         raise OutOfMemory(f"not enough memory for {what}", why, todo)
 
 
-def peak() -> int:
-    """Peak resident bytes of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1024 if os.uname().sysname == "Linux" else 1)
+def resident() -> int:
+    """Bytes of memory that this process has now; 0 if unknown."""
+    return _field(Path("/proc/self/status"), "VmRSS:", 1024) or 0
 
 
 def _free() -> int | None:

@@ -68,7 +68,7 @@ def read_toml(file: Path) -> dict[str, Any]:
     """A TOML file; empty where there is none. Raises UsageError for one that cannot be read."""
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
         raise UsageError(str(file), str(error), "Correct or remove it") from error

@@ -37,7 +37,7 @@ CANDIDATES = [
 
 def test_columns_are_aligned_and_nothing_is_obeyed() -> None:
     lines = bars.table(CANDIDATES, color=False).splitlines()
-    assert lines[0].split() == ["rank", "token", "id", "probability", "logit", "cumulative", "drawn", "removed", "by"]
+    assert lines[0].split() == ["rank", "token", "id", "probability", "logit", "cumulative", "drawn"]
     assert "␣the" in lines[1] and "<e2> <82>" in lines[3] and "\\x1b[31m\\n" in lines[4]
     assert "\x1b" not in "".join(lines)
     ends = {bars.width(line[: re.search(r"\d+\.\d\de?-?\d*%|\d\.\de-\d\d%", line).end()]) for line in lines[1:]}  # type: ignore[union-attr]
@@ -50,6 +50,16 @@ def test_a_bar_is_as_long_as_the_share_of_the_likeliest() -> None:
     lengths = [line.count("█") for line in lines[1:]]
     assert lengths == [bars.BAR, 6, 3, 1, 0]
     assert "▏" in lines[5]  # possible, if barely
+
+
+@pytest.mark.parametrize("columns", [100, 80, 60, 40, 30])
+def test_the_table_fits_in_the_terminal(columns: int) -> None:
+    tokens = [*CANDIDATES, candidate(6, "\u65e5" * 60, 1e-8)]
+    lines = bars.table(tokens, color=False, columns=columns).splitlines()
+    assert all(bars.width(line) <= columns for line in lines)
+    assert len({bars.width(line) for line in lines[1:] if "%" in line.rstrip()[-1:]}) == 1  # still aligned
+    assert "token" in lines[0] and "drawn" in lines[0] and "…" in lines[6] and "60.00%" in lines[1]
+    assert ("cumulative" in lines[0]) == (columns >= 80) and ("█" in lines[1]) == (columns >= 60)
 
 
 def test_colors_are_extra() -> None:

@@ -100,6 +100,7 @@ def test_version_and_overview() -> None:
         (["run", "x", "--threads", "0"], "from 1"),
         (["run", "x", "--color", "blue"], "--color"),
         (["run", "x", "--json", "--jsonl"], "exclude each other"),
+        (["run", "x", "--no-stdin", "--device", "abacus"], "here is cpu, reference"),
         (["run", "several", "words"], "needs quotes"),
         (["next", "x", "-k", "0"], "-k"),
         (["import"], "DIR"),
@@ -131,6 +132,7 @@ def test_common_options_go_before_or_after() -> None:
         ("OSError(28, 'No space left on device', 'x')", 7),
         ("OSError(12, 'Cannot allocate memory')", 7),
         ("FileNotFoundError(2, 'No such file or directory', 'x')", 4),
+        ("OSError(36, 'File name too long', 'x')", 4),
         ("PermissionError(13, 'Permission denied', 'x')", 4),
         ("RecursionError('too deep')", 70),
         ("ValueError('what')", 70),
@@ -214,6 +216,10 @@ def test_a_slow_pipe_is_read() -> None:
 )
 def test_bad_input_is_refused(data: bytes, hint: str) -> None:
     assert hint in one_line(fake("run", text=data), 8)
+
+
+def test_empty_standard_input_is_named_as_such() -> None:
+    assert "nothing came from standard input" in one_line(fake("run", "-f", "-", text=b""), 8)
 
 
 def test_endless_input_is_refused_in_bounded_memory() -> None:

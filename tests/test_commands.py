@@ -183,6 +183,9 @@ def test_bad_folders(home: Path, data_dir: Path, tmp_path: Path) -> None:
     config = json.loads((tmp_path / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(config | {"model_type": "mamba", "architectures": ["MambaForCausalLM"]}))
     assert "LlamaForCausalLM" in refused(llm(home, "import", str(tmp_path), "--name", "cut"), 3)
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "tokenizer_config.json").write_text("nothing")
+    assert "tokenizer_config.json" in refused(llm(home, "import", str(tmp_path), "--name", "cut"), 3)
     assert "cut" not in answer(llm(home, "list"))
 
 

@@ -155,10 +155,10 @@ def test_a_kernel_may_not_call_out() -> None:
     import math
 
     from llmcli.backends.cpu.kernels import emit
-    from llmcli.backends.cpu.kernels.vectors import load_f64, store_f64
+    from llmcli.backends.cpu.kernels.vectors import as_f64, load_i64, store_f64
 
     def kernel(args, chunk, thread):  # type: ignore[no-untyped-def]
-        store_f64(args, math.cos(load_f64(args)))
+        store_f64(args, math.cos(as_f64(load_i64(args))))
 
     with pytest.raises(RuntimeError, match="llm_cosine calls cos"):
         emit.object_code(kernel, "llm_cosine")

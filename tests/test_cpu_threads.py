@@ -14,6 +14,7 @@ import pytest
 
 from llmcli.backends.cpu import objects, threads
 from llmcli.backends.cpu.records import ELEMENTWISE, HEADER, ROWS_ONE, pack
+from llmcli.errors import ResourceError
 
 
 class Work:
@@ -107,3 +108,17 @@ def test_quotas_of_all_ancestors_count(tmp_path: Path) -> None:
     assert threads._quotas(tmp_path / "cgroup", tmp_path) == [3.0, 1.5]
     assert threads._quotas(tmp_path / "missing", tmp_path) == []
     assert 1 <= threads.usable() <= len(threads._cpus())
+
+
+def test_threads_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    before, start = threading.active_count(), threading.Thread.start
+
+    def limited(thread: threading.Thread) -> None:
+        if threading.active_count() - before == 2:
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    monkeypatch.setattr(threading.Thread, "start", limited)
+    with pytest.raises(ResourceError, match=r"cannot start thread 4 of 5: can't start new thread\. Use fewer threads"):
+        threads.Pool(5, objects.load(threads.KERNELS))
+    assert threading.active_count() == before

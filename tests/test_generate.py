@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import signal
 import threading
 import time
 from collections.abc import Iterator
@@ -15,9 +17,9 @@ from llmcli import engine as engines
 from llmcli import library
 from llmcli.backends.backend import Batch
 from llmcli.engine import Engine
-from llmcli.errors import ContextOverflow, InputError, NotFound, Stopped, UsageError
+from llmcli.errors import ContextOverflow, InputError, InternalError, NotFound, Stopped, UsageError
 from llmcli.generate import Settings, generate, next_tokens
-from random_model import packed_file
+from random_model import CONFIG, packed_file, tensors, write_folder
 
 GREEDY = Settings(temperature=0.0, max_tokens=40)
 
@@ -160,3 +162,78 @@ def test_references() -> None:
         engines.load("demo", backend="reference", context=0)
     facts = library.describe("demo")
     assert facts["parameters"] > 5_000_000 and facts["quantization"] == "int8"
+
+
+def test_a_token_that_the_model_does_not_know_is_an_error(tmp_path: Path) -> None:
+    """The tokenizer has 4096 tokens, the model 300: what lies behind its embedding is nobody's memory."""
+    config = {**CONFIG, "vocab_size": 300}
+    source = write_folder(tmp_path / "source", config, tensors(config))
+    path = engines.import_folder(source, "int8", "small", path=tmp_path / "small-int8.safetensors")
+    with engines.opened(str(path), threads=1) as engine:
+        for ids in ([5, 300], [2**31 - 1], [-1]):
+            with pytest.raises(InputError, match=f"the model does not know token {ids[-1]}: it knows those from 0 to 299"):
+                list(generate(engine, ids, GREEDY))
+        assert engine.cache.sequence().length == 0 and list(generate(engine, [5, 299], Settings(max_tokens=2)))
+
+
+def test_a_failed_step_leaves_its_sequence_as_it_was(demo: Engine) -> None:
+    """Two sequences in one step: one of 200 tokens, one that is new."""
+    first, second = demo.cache.sequence(), demo.cache.sequence()
+    ids = np.arange(200, dtype=np.int32)
+    demo.run(Batch.of(first, ids))
+    want = demo.run(Batch.of(first, ids[:1])).logits.copy()
+    first.truncate(200)
+    for bad in (-1, demo.spec.vocab):
+        one, two = Batch.of(first, ids[:2]), Batch.of(second, np.array([1, bad], np.int32))
+        positions = np.stack([one.positions, two.positions], 1).ravel()  # the sequences take turns
+        both = np.stack([one.tokens, two.tokens], 1).ravel()
+        with pytest.raises(InputError):
+            demo.run(Batch(both, positions, (first, second), np.array([0, 1, 0, 1], np.int32), np.array([3], np.int32)))
+        assert (first.length, second.length) == (200, 0)
+    np.testing.assert_array_equal(demo.run(Batch.of(first, ids[:1])).logits, want)
+    first.close()
+
+
+@pytest.mark.parametrize("rows", [[0, 0], [1, 0], [2], [-1, 0]])
+def test_output_rows_ascend(demo: Engine, rows: list[int]) -> None:
+    sequence = demo.cache.sequence()
+    batch = Batch.of(sequence, np.array([3, 4], np.int32))
+    batch.outputs = np.array(rows, np.int32)
+    with pytest.raises(InternalError, match="output rows"):
+        demo.run(batch)
+    assert sequence.length == 0
+
+
+def test_texts_that_are_made_in_turns_end_in_any_order(demo: Engine) -> None:
+    """Each holds the process's signals while it is open (interrupt.py)."""
+    before = signal.set_wakeup_fd(-1)
+    signal.set_wakeup_fd(before)
+    for first, last in ((0, 1), (1, 0)):
+        texts = [generate(demo, ids_of(demo), GREEDY) for _ in range(2)]
+        steps = [next(text) for text in texts]
+        texts[first].close()
+        steps.append(next(texts[last]))
+        texts[last].close()
+        assert steps[0].id == steps[1].id != steps[2].id
+        left = signal.set_wakeup_fd(before)
+        assert left == before
+
+
+def test_an_interrupt_anywhere_leaves_nothing_behind(demo: Engine) -> None:
+    """Ctrl-C at 40 moments of a prompt and its answer: blocks, threads and descriptors are as before, and so is the text."""
+
+    def left() -> tuple[int, int, int]:
+        return len(demo.cache._free), threading.active_count(), len(list(Path("/dev/fd").iterdir()))
+
+    prompt, start = ids_of(demo) * 40, time.perf_counter()
+    want = [step.id for step in generate(demo, prompt, GREEDY)]
+    seconds, before = time.perf_counter() - start, left()
+    for moment in range(40):
+        timer = threading.Timer(seconds * moment / 40, os.kill, (os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            timer.start()
+            list(generate(demo, prompt, GREEDY))
+            time.sleep(10)
+        timer.join()
+    assert left() == before
+    assert [step.id for step in generate(demo, prompt, GREEDY)] == want

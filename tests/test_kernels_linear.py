@@ -65,7 +65,7 @@ def quantize(x: Array, height: int) -> tuple[Array, Array, Array]:
     head = header(tokens=tokens)
     args = pack(
         QUANTIZE, header=address(head), outputs=0, x=address(wide), x_stride=wide.strides[0], columns=columns,
-        codes=address(codes), scales=address(scales), sums=address(sums), op=0,
+        codes=address(codes), scales=address(scales), sums=address(sums),
     )  # fmt: skip
     call(kernel("quantize.rows", height), args, range(blocks))
     return codes, scales, sums

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from llmcli.errors import ContextOverflow, CorruptFile, InternalError
-from llmcli.models import architectures, decoder, names, rope
+from llmcli.models import architectures, decoder, limits, names, rope
 from llmcli.models.arch import llama
 from llmcli.models.spec import Attention, Experts, Layer, Mlp, Norm, Rope, Spec
 
@@ -246,3 +247,11 @@ def test_a_weight_without_a_source_is_our_fault() -> None:
     plan = decoder.plan(replace(spec, head_bias=True), 8)
     with pytest.raises(InternalError, match="head_bias"):
         names.sources(spec, plan, module)
+
+
+def test_the_largest_description_is_planned_soon() -> None:
+    """A few hundred bytes of a packed file can ask for this; that the weights are missing is found only then."""
+    layer = Layer(Attention(1, 1, limits.HEAD_SIZE, 1.0), Mlp(8), rope=Rope(limits.HEAD_SIZE))
+    start = time.perf_counter()
+    decoder.plan(Spec(8, 8, 512, Norm(), (layer,) * limits.LAYERS), 512)
+    assert time.perf_counter() - start < 20

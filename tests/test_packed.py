@@ -228,3 +228,8 @@ def test_a_plan_that_does_not_fit_is_refused(path: Path) -> None:
                 model.check({**WEIGHTS, **change})
         with pytest.raises(CorruptFile, match="not part of the model"):
             model.check({UP: WEIGHTS[UP]})
+
+
+def test_a_file_that_it_does_not_hold(path: Path) -> None:
+    with packed.open(path) as model, pytest.raises(CorruptFile, match="it holds no chat_template.jinja"):
+        model.file("chat_template.jinja")

@@ -10,13 +10,20 @@ from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from llmcli.backends.reference.select import top
 from llmcli.errors import NumericalError
 from llmcli.sampling import filters
-from llmcli.sampling.distribution import Distribution, of_logits
+from llmcli.sampling.distribution import Distribution
 from llmcli.sampling.pick import pick, uniform
 from llmcli.sampling.settings import Settings, from_generation_config
 
 OFF = Settings(temperature=1.0, top_k=0, top_p=1.0, min_p=0.0)
+
+
+def of_logits(logits: np.ndarray, keep: int = 256) -> Distribution:
+    """The distribution of a row of logits [V]."""
+    ids, _, logsumexp, entropy = top(logits[None])
+    return Distribution(logits, ids[0, :keep], float(logsumexp[0]), float(entropy[0]))
 
 
 def random_distribution(seed: int, vocab: int = 1000, spread: float = 3.0, keep: int = 256) -> Distribution:
@@ -121,3 +128,12 @@ def test_generation_config() -> None:
     assert (s.temperature, s.top_k, s.top_p, s.repeat_penalty, s.min_p) == (0.6, 20, 0.9, 1.1, 0.05)
     assert from_generation_config({"do_sample": False, "temperature": 0.6}).temperature == 0.0
     assert s.changed({"temperature": 0.0, "top_k": None}).temperature == 0.0
+    assert from_generation_config({"repetition_penalty": 0}).repeat_penalty == 1.0  # logits are divided by it
+
+
+def test_extreme_temperatures() -> None:
+    logits = np.array([1, 3, 2, -np.inf], np.float32)
+    assert of_logits(logits).entropy == pytest.approx(of_logits(logits[:3]).entropy)
+    for temperature, want in ((1e-310, [1, 0, 0, 0]), (1e300, [1 / 3, 1 / 3, 1 / 3, 0])):
+        found = filters.apply(of_logits(logits), Settings(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0))
+        np.testing.assert_allclose(found.probs, want)

@@ -112,6 +112,17 @@ def test_an_interrupted_answer_leaves_no_file(tmp_path: Path) -> None:
     assert os.listdir(tmp_path) == []
 
 
+def test_the_answer_goes_where_a_link_leads_and_never_in_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "link").symlink_to("folder/answer")
+    for name, code in (("link", 0), ("folder", 7), ("x" * 250, 0)):
+        words = [sys.executable, FAKE, "run", "hi", "--no-stdin", "-o", str(tmp_path / name)]
+        done = subprocess.run(words, env=environment({}), capture_output=True, timeout=20)
+        assert done.returncode == code and done.stderr.count(b"\n") == (code != 0)
+    assert (tmp_path / "folder" / "answer").read_text() == "ok\n" and (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["folder", "link", "x" * 250]
+
+
 @pytest.mark.parametrize("words", [["run", "hi"], ["run", "hi", "--json"], ["run", "hi", "--jsonl"], ["run", "--help"], ["--help"]])
 def test_a_closed_pipe_is_silent(words: list[str]) -> None:
     reader, writer = os.pipe()
@@ -138,7 +149,18 @@ def test_a_full_disk_is_an_error_of_the_disk() -> None:
     with open("/dev/full", "wb") as full:
         done = subprocess.run([sys.executable, FAKE, "run", "hi", "--no-stdin"], env=environment({}), stdout=full, stderr=subprocess.PIPE)
     assert done.returncode == 7
-    assert done.stderr.startswith(b"llm: error:") and done.stderr.count(b"\n") == 1
+    assert done.stderr.startswith(b"llm: error: cannot write standard output:") and done.stderr.count(b"\n") == 1
+    words = [sys.executable, FAKE, "run", "hi", "--no-stdin", "-o", "/dev/full"]
+    done = subprocess.run(words, env=environment({}), capture_output=True, timeout=20)
+    assert done.returncode == 7 and done.stderr.startswith(b"llm: error: cannot write /dev/full:")
+
+
+def test_a_file_that_grows_too_large_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    command = f"ulimit -f 8; {sys.executable} {FAKE} run hi --no-stdin -o {tmp_path}/answer"
+    many = environment({"FAKE_TEXTS": '["line\\n"]', "FAKE_REPEAT": "20000"})
+    done = subprocess.run(["bash", "-c", command], env=many, capture_output=True, timeout=30)
+    assert done.returncode == 7 and b"answer: File too large" in done.stderr and done.stderr.count(b"\n") == 1
+    assert os.listdir(tmp_path) == []
 
 
 def test_a_closed_standard_output_is_an_error() -> None:

@@ -11,14 +11,16 @@ Callers check tokens, positions and rows before a step (`Batch.check`): kernels 
 from __future__ import annotations
 
 import importlib
+import pkgutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
 
-from llmcli.errors import InternalError, UnsupportedModel
+from llmcli.errors import InputError, InternalError, UnsupportedModel, UsageError
 from llmcli.formats.format import PackedTensor
 from llmcli.kv import KVCache, Sequence
 from llmcli.plan import Plan
@@ -53,19 +55,33 @@ class Batch:
         return Batch(np.ascontiguousarray(tokens, np.int32), positions, (sequence,), owners, rows.astype(np.int32))
 
     def check(self, plan: Plan) -> None:
-        """Raises InternalError unless every id, position and row is in range: kernels trust them."""
+        """Raises InternalError unless every position and row is in range, and InputError for an unknown token (not all
+        tokenizers fit their models): kernels trust them."""
         count = len(self.tokens)
         if not (len(self.positions) == len(self.owners) == count > 0):
             raise InternalError("a step needs as many positions and owners as tokens, and at least one")
-        if self.tokens.min() < 0 or self.tokens.max() >= plan.vocab:
-            raise InternalError("a token id is outside the vocabulary")
-        if self.owners.min() < 0 or self.owners.max() >= len(self.sequences):
+        if _largest(self.tokens) >= plan.vocab:
+            unknown = int(self.tokens[(self.tokens < 0) | (self.tokens >= plan.vocab)][0])
+            raise InputError(f"the model does not know token {unknown}", f"it knows those from 0 to {plan.vocab - 1:,}")
+        if _largest(self.owners) >= len(self.sequences):
             raise InternalError("a token belongs to no sequence")
-        lengths = np.array([s.length for s in self.sequences], np.int32)
-        if self.positions.min() < 0 or (self.positions >= np.minimum(lengths[self.owners], plan.context)).any():
+        room = np.array([min(s.length, plan.context) for s in self.sequences], np.uint32)
+        if (self.positions.view(np.uint32) >= room[self.owners]).any():
             raise InternalError("a position is outside its sequence or the context")
-        if len(self.outputs) and (self.outputs.min() < 0 or self.outputs.max() >= count):
-            raise InternalError("an output row is outside the step")
+        if len(self.outputs) and (_largest(self.outputs) >= count or (self.outputs[1:] <= self.outputs[:-1]).any()):
+            raise InternalError("the output rows are not rows of the step in ascending order")
+
+    def undo(self) -> None:
+        """After a step that failed: every sequence is as long as before it."""
+        for number, sequence in enumerate(self.sequences):
+            own = self.positions[self.owners == number]
+            if len(own):
+                sequence.truncate(min(int(own.min()), sequence.length))
+
+
+def _largest(numbers: Ints) -> int:
+    """The largest number; more than any i32 where one is negative. A step of one token should not wait for two passes."""
+    return int(numbers.view(np.uint32).max())
 
 
 @dataclass
@@ -120,7 +136,10 @@ class BackendModule(Protocol):
 
 
 def get(name: str) -> BackendModule:
-    """The backend in folder `name`: 'reference' or 'cpu'."""
+    """The backend in folder `name`: 'reference' or 'cpu'. Raises UsageError for another name."""
+    known = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
+    if name not in known:
+        raise UsageError(f"no device {name!r}", f"here is {', '.join(known)}", "Change --device")
     return cast(BackendModule, importlib.import_module(f"llmcli.backends.{name}.run"))
 
 

@@ -1,4 +1,4 @@
-"""Distributions for the eye: a table with bars, aligned, the same on a terminal and in a pipe but for the colours."""
+"""Distributions for the eye: a table with bars, aligned. On a terminal it has colours, and gives way to fit in its width."""
 
 from __future__ import annotations
 
@@ -15,8 +15,12 @@ if TYPE_CHECKING:
 BAR = 20
 """Columns of the longest bar."""
 _EIGHTHS = " ▏▎▍▌▋▊▉"
-_HEADERS = ("rank", "token", "id", "", "probability", "logit", "cumulative", "drawn", "removed by")
-_RIGHT = {0, 2, 4, 5, 6, 7}
+_HEADERS = ("rank", "token", "id", "", "probability", "logit", "cumulative", "drawn")
+_RANK, _TOKEN, _ID, _BARS, _PROBABILITY, _LOGIT, _CUMULATIVE, _DRAWN = range(len(_HEADERS))
+_LEFT = {_TOKEN, _BARS}
+_LEAST = (_CUMULATIVE, _LOGIT, _RANK, _BARS, _ID)
+"""What a narrow terminal does without, in this order."""
+_GAP = "  "
 _DIM, _CYAN, _PLAIN = "\x1b[2m", "\x1b[36m", "\x1b[0m"
 
 
@@ -29,9 +33,10 @@ def visible(text: str, data: bytes) -> str:
     return escape.name(text).replace(" ", "␣")
 
 
-def table(candidates: Sequence[Candidate], color: bool) -> str:
-    """Candidates, likeliest first, one a line under a header; those that the filters removed are dim."""
-    largest = max((candidate.prob for candidate in candidates), default=1.0)
+def table(candidates: Sequence[Candidate], color: bool, columns: int = 0) -> str:
+    """Candidates, likeliest first, one a line under a header; those that the filters removed are dim.
+
+    columns: of the terminal; 0: no limit."""
     rows, total = [list(_HEADERS)], 0.0
     for candidate in candidates:
         total += candidate.prob
@@ -40,25 +45,47 @@ def table(candidates: Sequence[Candidate], color: bool) -> str:
                 str(candidate.rank),
                 visible(candidate.text, candidate.bytes),
                 str(candidate.id),
-                _bar(candidate.prob / largest if largest > 0 else 0.0),
+                "",
                 percent(candidate.prob),
                 f"{candidate.logit:.3f}",
                 percent(total),
-                "-" if candidate.removed_by else percent(candidate.final_prob),
-                candidate.removed_by or "",
+                candidate.removed_by or percent(candidate.final_prob),
             ]
         )
     widths = [max(width(row[column]) for row in rows) for column in range(len(_HEADERS))]
-    widths[3] = BAR
+    widths[_BARS] = BAR
+    if columns:
+        _fit(widths, columns)
+    largest = max((candidate.prob for candidate in candidates), default=1.0)
     lines = []
-    for number, row in enumerate(rows):
-        cells = [_align(cell, widths[column], column in _RIGHT) for column, cell in enumerate(row)]
-        dim = number == 0 or row[-1]
-        if color:
-            cells[3] = f"{_CYAN}{cells[3]}{_PLAIN}" if not dim else cells[3]
-        line = "  ".join(cells).rstrip()
+    for row, shown in zip(rows, (None, *candidates), strict=True):
+        if shown and largest > 0:
+            row[_BARS] = _bar(shown.prob / largest, widths[_BARS])
+        cells = {column: _align(cell, widths[column], column in _LEFT) for column, cell in enumerate(row) if widths[column]}
+        dim = shown is None or shown.removed_by
+        if color and not dim and _BARS in cells:
+            cells[_BARS] = f"{_CYAN}{cells[_BARS]}{_PLAIN}"
+        line = _GAP.join(cells.values()).rstrip()
         lines.append(f"{_DIM}{line}{_PLAIN}" if color and dim else line)
     return "\n".join(lines) + "\n"
+
+
+def _fit(widths: list[int], columns: int) -> None:
+    """Makes the table narrower until it fits: first the bars, then long tokens; then it leaves columns out (width 0)."""
+
+    def excess() -> int:
+        kept = [width for width in widths if width]
+        return max(0, sum(kept) + len(_GAP) * (len(kept) - 1) - columns)
+
+    def shrink(column: int, least: int) -> None:
+        widths[column] -= max(0, min(excess(), widths[column] - least))
+
+    shrink(_BARS, 4)
+    shrink(_TOKEN, 12)
+    for column in _LEAST:
+        if excess():
+            widths[column] = 0
+    shrink(_TOKEN, len(_HEADERS[_TOKEN]))
 
 
 def percent(value: float) -> str:
@@ -79,12 +106,17 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _align(cell: str, columns: int, right: bool) -> str:
+def _align(cell: str, columns: int, left: bool) -> str:
+    """The cell in so many columns, cut off where it has more."""
+    if width(cell) > columns:
+        while width(cell) >= columns:
+            cell = cell[:-1]
+        cell += "…"
     space = " " * (columns - width(cell))
-    return space + cell if right else cell + space
+    return cell + space if left else space + cell
 
 
-def _bar(share: float) -> str:
-    """A bar of up to BAR columns in steps of an eighth; whatever is possible at all shows."""
-    eighths = max(1, math.floor(share * BAR * 8 + 0.5)) if share > 0 else 0
+def _bar(share: float, columns: int) -> str:
+    """A bar of up to so many columns in steps of an eighth; whatever is possible at all shows."""
+    eighths = max(1, math.floor(share * columns * 8 + 0.5)) if share > 0 else 0
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

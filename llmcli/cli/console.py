@@ -69,8 +69,9 @@ class Console:
 class Answer:
     """Where the answer goes, in UTF-8 whatever the locale says."""
 
-    def __init__(self, stream: BinaryIO, terminal: bool = False) -> None:
+    def __init__(self, stream: BinaryIO, terminal: bool = False, name: str = "standard output") -> None:
         self._stream = stream
+        self._name = name
         self._escape = escape.Escape() if terminal else None
 
     def write(self, text: str) -> None:
@@ -78,10 +79,11 @@ class Answer:
         self.write_styled(self._escape.feed(text) if self._escape else text)
 
     def write_styled(self, text: str) -> None:
-        """Sends text that holds nothing of strangers, or only filtered, and perhaps colours."""
+        """Sends text that holds nothing of strangers, or only filtered, and perhaps colours. Raises DiskError, BrokenPipeError."""
         if text:
-            self._stream.write(text.encode("utf-8", "surrogateescape"))
-            self._stream.flush()
+            with _disk_errors(self._name):
+                self._stream.write(text.encode("utf-8", "surrogateescape"))
+                self._stream.flush()
 
     def finish(self) -> None:
         """Sends what the filter still holds."""
@@ -94,10 +96,10 @@ def open_answer(path: Path | None = None) -> Iterator[Answer]:
     """Standard output or, with a path, a file that appears whole or not at all. Raises DiskError when it cannot be opened."""
     if path is not None and not _is_device(path):
         with _whole_file(path) as file:
-            yield Answer(file)
+            yield Answer(file, name=str(path))
     elif path is not None:
-        with path.open("wb") as file:
-            yield Answer(file)
+        with _disk_errors(path), path.open("wb") as file:
+            yield Answer(file, name=str(path))
     elif sys.stdout is None:
         raise DiskError("standard output", "it is closed", "Open it, or use -o FILE")
     else:
@@ -122,17 +124,28 @@ def _is_device(path: Path) -> bool:
 @contextlib.contextmanager
 def _whole_file(path: Path) -> Iterator[BinaryIO]:
     # The name is chosen before the file is made, so that an interrupt in between leaves nothing behind.
-    part = path.parent / f".{path.name}.{os.urandom(4).hex()}.part"
+    target = Path(os.path.realpath(path))  # a link stays a link
+    if target.is_dir():
+        raise DiskError(f"cannot write {path}", "it is a folder", "Choose another name")
+    part = target.parent / f".{os.urandom(8).hex()}.part"
     try:
-        try:
-            file = part.open("xb")
-        except OSError as error:
-            raise DiskError(f"cannot write {path}", error.strerror or str(error), "Choose another place") from error
-        with file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with _disk_errors(path):
+            with part.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(target)
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextlib.contextmanager
+def _disk_errors(where: Path | str) -> Iterator[None]:
+    """Errors of the system while `where` is written, as DiskError. A closed pipe is none."""
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise DiskError(f"cannot write {where}", error.strerror or str(error), "Choose another place") from error

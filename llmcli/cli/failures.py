@@ -7,6 +7,7 @@ import errno
 from llmcli.errors import AccessDenied, DiskError, InternalError, LlmError, NotFound, OutOfMemory
 
 _DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EBADF}
+_NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
 def as_llm_error(error: BaseException) -> LlmError:
@@ -22,7 +23,7 @@ def as_llm_error(error: BaseException) -> LlmError:
             return OutOfMemory("not enough memory", why)
         if error.errno in _DISK:
             return DiskError(what, why)
-        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)):
+        if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or error.errno in _NAME:
             return NotFound(what, why, "Check the name")
         if isinstance(error, PermissionError):
             return AccessDenied(what, why)

@@ -19,7 +19,10 @@ EXAMPLE = "llm import ~/models/SmolLM2-135M --quant int4"
 @dataclass(frozen=True, kw_only=True)
 class Options(Common):
     folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="with config.json, safetensors files and tokenizer.json", rich_help_panel="The model")
+        Path,
+        typer.Argument(
+            metavar="DIR", readable=False, help="with config.json, safetensors files and tokenizer.json", rich_help_panel="The model"
+        ),
     ]
     quant: Annotated[
         Literal["int8", "int4", "none"],

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import sys
 from dataclasses import dataclass
 from typing import Annotated
 
 from llmcli.cli import bars, stdin
-from llmcli.cli.console import Console, open_answer
+from llmcli.cli.console import Console, is_terminal, open_answer
 from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option
 from llmcli.cli.render import SCHEMA, candidate_record, to_line
 from llmcli.errors import UsageError
@@ -58,6 +59,9 @@ def execute(options: Options, console: Console) -> int:
                 answer.write(to_line(record))
                 return 0
             # The table's own escape filter has shown what a terminal would obey; the rest are our colours.
-            answer.write_styled(bars.table(found.candidates, options.output is None and console.colored(sys.stdout)))
-            answer.write(f"entropy {found.entropy_bits:.3f} bits, {engine.name}, {len(ids):,} tokens of text\n")
+            here = options.output is None
+            columns = shutil.get_terminal_size().columns if here and is_terminal(sys.stdout) else 0
+            answer.write_styled(bars.table(found.candidates, here and console.colored(sys.stdout), columns))
+            tokens = f"{len(ids):,} token{'' if len(ids) == 1 else 's'}"
+            answer.write(f"entropy {found.entropy_bits:.3f} bits, {engine.name}, {tokens} of text\n")
     return 0

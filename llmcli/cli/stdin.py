@@ -39,7 +39,7 @@ def gather(options: Text, console: Console) -> str:
         raise UsageError("no text", "standard input is a terminal" if is_terminal(sys.stdin) else "", todo)
     text = "\n".join(parts)
     if not text and options.text is None:
-        raise InputError("the text is empty", "nothing came from standard input" if options.file is None else options.file)
+        raise InputError("the text is empty", "nothing came from standard input" if options.file in (None, "-") else options.file)
     return text
 
 

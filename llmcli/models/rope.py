@@ -16,6 +16,7 @@ To add a kind: a function that reads its fields, one that makes its frequencies,
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Callable
@@ -47,6 +48,7 @@ def read(cfg: Config, head_size: int, context: int, base: float = 10000.0, porti
     return _KINDS[kind][0](fields, replace(rope, factor=factor, original_context=trained), context)
 
 
+@functools.lru_cache(maxsize=8)  # layers share them
 def frequencies(rope: Rope, context: int) -> tuple[float, ...]:
     """The size / 2 frequencies for a plan of this context: radians per position, float32 numbers because models are
     trained with such. Raises CorruptFile for a description that gives none."""

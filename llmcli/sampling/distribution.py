@@ -51,14 +51,3 @@ class Distribution:
     @property
     def entropy_bits(self) -> float:
         return self.entropy / float(np.log(2.0))
-
-
-def of_logits(logits: Floats, keep: int = 256) -> Distribution:
-    """The distribution of a row of logits [V], in NumPy: the reference of the backends' `top` operation."""
-    order = np.argsort(-logits, kind="stable")[:keep].astype(np.int32)
-    largest = float(logits[order[0]])
-    weights = np.exp(logits.astype(np.float64) - largest)
-    total = float(weights.sum())
-    mean = float((weights * logits).sum()) / total
-    logsumexp = largest + float(np.log(total))
-    return Distribution(logits, order, logsumexp, logsumexp - mean)

@@ -80,7 +80,8 @@ def apply(distribution: Distribution, settings: Settings, history: Sequence[int]
         _remove(removed, alive & beyond, MIN_P)
         alive &= ~beyond
         default = default or MIN_P
-    weights = np.where(alive, np.exp((values - values[0]) / settings.temperature), 0.0)
+    with np.errstate(over="ignore"):  # a tiny temperature makes -infinity of a difference: probability 0
+        weights = np.where(alive, np.exp((values - values[0]) / settings.temperature), 0.0)
     return Filtered(ids, weights / weights.sum(), removed, default)
 
 

@@ -48,6 +48,8 @@ def from_generation_config(config: Mapping[str, Any]) -> Settings:
         value = config.get(theirs)
         if isinstance(value, (int, float)) and not isinstance(value, bool) and 0 <= value <= 100:
             chosen.setdefault(ours, float(value))
+    if not chosen.get("repeat_penalty", 1.0):  # it divides
+        del chosen["repeat_penalty"]
     top_k = config.get("top_k")
     if isinstance(top_k, int) and not isinstance(top_k, bool) and top_k >= 0:
         chosen["top_k"] = top_k

@@ -122,7 +122,9 @@ class Packed:
         return [name.removeprefix(FILE) for name, entry in self.entries.items() if entry.format == "file"]
 
     def file(self, name: str) -> bytes:
-        """The contents of one of `files`. Raises HashMismatch."""
+        """The contents of one of `files`. Raises CorruptFile where it is not among them, HashMismatch."""
+        if FILE + name not in self.entries:
+            raise CorruptFile(str(self.path), f"it holds no {name}")
         entry, tensor = self.entries[FILE + name], self._file.tensors[FILE + name]
         data = self._file.read(tensor.start, tensor.size)
         self._compare(FILE + name, checksum(data))

@@ -72,7 +72,7 @@ def find(reference: str | None) -> Path:
         raise UsageError(f"{shown(reference)} is a folder", "", f"llm import {reference} makes a model of it")
     if reference.startswith((".", "/", "~")) or reference.endswith(SUFFIX):
         raise NotFound(f"no file {shown(reference)}")
-    known = sorted({model.name for model in every()} | aliases().keys())
+    known = sorted({model.name for model in every() if not model.damaged} | aliases().keys())
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
     todo = f"Did you mean {' or '.join(near)}? {NotFound.todo}" if near else NotFound.todo
     raise NotFound(f"no model {shown(reference)}", todo=todo)

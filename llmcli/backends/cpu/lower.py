@@ -137,7 +137,7 @@ def _position_add(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _quantize(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     x = op.inputs[0]
-    fields = {**at.place("x", x), **at.buffers.quantized(at.outputs(op), x.width), "columns": x.width, "op": number}
+    fields = {**at.place("x", x), **at.buffers.quantized(at.outputs(op), x.width), "columns": x.width}
     return records.QUANTIZE, fields, height, 1
 
 

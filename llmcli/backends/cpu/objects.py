@@ -137,7 +137,8 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
     from llmcli.backends.cpu import build  # only now: it imports what other runs do without
 
     if notify:
-        notify(f"compiling {len(keys) - len(codes)} kernels for this computer; this happens once and takes some seconds")
+        count = len(keys) - len(codes)
+        notify(f"compiling {count} kernel{'' if count == 1 else 's'} for this computer; this happens once and takes some seconds")
     with _alone(folder):
         # Whoever comes second finds what the first has compiled.
         codes |= _kept(folder, [key for key in keys if key not in codes], warn)

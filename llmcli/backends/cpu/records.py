@@ -21,12 +21,12 @@ def _record(name: str, fields: str) -> Any:
     return namedtuple(name, names)(*range(0, 8 * len(names), 8))
 
 
-HEADER = _record("HEADER", "tokens outputs token_ids positions owners tables table_stride output_rows error token_tile output_tile")
+HEADER = _record("HEADER", "tokens outputs token_ids positions owners tables table_stride output_rows error")
 """tokens T and outputs R of this step; addresses of i32 token_ids [T], positions [T], owners [T], block tables
 [sequence][table_stride / 4] and output_rows [R]; error: address of the error word (i64: 0, or 1 + op number << 32 |
-token, written once); token_tile and output_tile: tile height M of activations for T and for R rows (1, 2, 4 or 8)."""
+token, written once)."""
 
-QUANTIZE = _record("QUANTIZE", "header outputs x x_stride columns codes scales sums op")
+QUANTIZE = _record("QUANTIZE", "header outputs x x_stride columns codes scales sums")
 """f32 x [rows, columns] -> codes s8 [rows/M][K/32][8][M][4], scales f32 and sums i32 [rows/M][K/32][M], K = columns
 padded to 32 (zeros), rows padded to M with zeros; sums = -128 * sum of the group's codes. outputs: 1 when rows are R
 rows, 0 when T (so in every record). One chunk = one block of M rows."""
@@ -63,7 +63,6 @@ SHARED_ATTENTION = _record("SHARED_ATTENTION", " ".join((*ATTENTION._fields, "sh
 SELECT = _record("SELECT", "header x x_stride out out_stride columns")
 TOP = _record("TOP", "header logits logits_stride vocab keep ids values stats")
 """ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. One chunk = one row."""
-ROUTE = _record("ROUTE", "header logits logits_stride ids ids_stride weights weights_stride")
 CHECKSUM = _record("CHECKSUM", "header data size start out")
 
 STEP = _record("STEP", "header table rows ticket done stop asleep woken threads spins yields")

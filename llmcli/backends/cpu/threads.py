@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends.cpu.records import OVER, STEP, THREAD_BYTES, pack
+from llmcli.errors import ResourceError
 from llmcli.formats.format import aligned
 
 KERNELS = (("step.start", ()), ("step.run", ()))
@@ -71,11 +72,16 @@ class Pool:
         self._semaphores = [threading.Semaphore(0) for _ in range(threads)]
         closing = threading.Event()
         shared = (self._run, self._step, words, self._woken)
-        workers = []
+        workers: list[threading.Thread] = []
         for number in range(1, threads):
             args = (number, shared, self._semaphores[number], closing)
-            workers.append(threading.Thread(target=_serve, args=args, name=f"llm-{number}", daemon=True))
-            workers[-1].start()
+            worker = threading.Thread(target=_serve, args=args, name=f"llm-{number}", daemon=True)
+            try:
+                worker.start()
+            except RuntimeError as error:
+                _close(workers, self._semaphores, closing)
+                raise ResourceError(f"cannot start thread {number + 1} of {threads}", str(error), "Use fewer threads (-t)") from error
+            workers.append(worker)
         self._finalizer = weakref.finalize(self, _close, workers, self._semaphores, closing)
 
     def close(self) -> None:

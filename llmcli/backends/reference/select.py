@@ -23,5 +23,6 @@ def top(logits: Floats) -> tuple[Ints, Floats, Doubles, Doubles]:
     wide = logits.astype(np.float64)
     highest = wide.max(-1, keepdims=True)
     log_sum = np.log(np.exp(wide - highest).sum(-1)) + highest[:, 0]
-    entropy = log_sum - (np.exp(wide - log_sum[:, None]) * wide).sum(-1)
+    share = np.exp(wide - log_sum[:, None])
+    entropy = log_sum - (share * np.where(share > 0, wide, 0)).sum(-1)  # -infinity adds nothing
     return ids, np.take_along_axis(logits, ids, -1), log_sum, entropy

@@ -30,7 +30,6 @@ from llmcli.backends.cpu.kernels.instructions import (
     f32,
     f32x16,
     f64,
-    i8x16,
     i8x64,
     i16x16,
     i32x16,
@@ -49,16 +48,6 @@ from llmcli.backends.cpu.kernels.instructions import (
 
 
 @instruction(intp(intp))
-def load_u8(b, address):
-    return b.zext(load(b, address, I8), I64)
-
-
-@instruction(intp(intp))
-def load_i8(b, address):
-    return b.sext(load(b, address, I8), I64)
-
-
-@instruction(intp(intp))
 def load_i32(b, address):
     return b.sext(load(b, address, I32), I64)
 
@@ -71,16 +60,6 @@ def load_i64(b, address):
 @instruction(f32(intp))
 def load_f32(b, address):
     return load(b, address, F32)
-
-
-@instruction(f64(intp))
-def load_f64(b, address):
-    return load(b, address, F64)
-
-
-@instruction(void(intp, intp))
-def store_i8(b, address, value):
-    store(b, address, b.trunc(value, I8))
 
 
 @instruction(void(intp, intp))
@@ -121,12 +100,6 @@ def float_from_bits(b, bits):
     return b.bitcast(b.trunc(bits, I32), F32)
 
 
-@instruction(intp(f32))
-def bits_of_float(b, value):
-    """The bits of a float32, 0 .. 2^32 - 1."""
-    return b.zext(b.bitcast(value, I32), I64)
-
-
 @instruction(void(intp))
 def prefetch(b, address):
     """Asks for a cache line; any address is allowed."""
@@ -139,11 +112,6 @@ def prefetch(b, address):
 @instruction(i8x64(intp))
 def load_i8x64(b, address):
     return load(b, address, i8x64.llvm)
-
-
-@instruction(i8x16(intp))
-def load_i8x16(b, address):
-    return load(b, address, i8x16.llvm)
 
 
 @instruction(i32x16(intp))
@@ -162,12 +130,6 @@ def store_vector(b, address, v):
     store(b, address, v)
 
 
-@instruction(void(intp, i32x16))
-def store_as_i8(b, address, v):
-    """Stores the low byte of each lane: 16 bytes."""
-    store(b, address, b.trunc(v, i8x16.llvm))
-
-
 @instruction(f32x16(intp))
 def load_f16(b, address):
     """16 float16 as float32."""
@@ -184,12 +146,6 @@ def store_f16(b, address, v):
 def load_bf16(b, address):
     """16 bfloat16 as float32."""
     return b.bitcast(b.shl(b.zext(load(b, address, i16x16.llvm), i32x16.llvm), constant(i32x16.llvm, 16)), f32x16.llvm)
-
-
-@instruction(i32x16(intp))
-def load_i8_as_i32(b, address):
-    """16 signed bytes as i32."""
-    return b.sext(load(b, address, i8x16.llvm), i32x16.llvm)
 
 
 @instruction(f32x16(intp, intp))
@@ -313,11 +269,6 @@ def rint(b, v):
     return b.fsub(b.fadd(v, shift), shift)
 
 
-@instruction(f32x16(f32x16))
-def square_root(b, v):
-    return call(b, "llvm.sqrt.v16f32", f32x16.llvm, v)
-
-
 @instruction(i32x16(f32x16))
 def to_i32(b, v):
     """Truncated towards zero; lanes must fit."""
@@ -341,11 +292,6 @@ def floats(b, v):
     return b.bitcast(v, f32x16.llvm)
 
 
-@instruction(i32x16(i32x16, intp))
-def shift_right_logical(b, v, n):
-    return b.lshr(v, broadcast(b, b.trunc(n, I32)))
-
-
 # --- Comparing and choosing
 
 
@@ -358,13 +304,6 @@ def greater(b, x, y):
 @instruction(mask(i32x16, i32x16))
 def greater_i32(b, x, y):
     return b.icmp_signed(">", x, y)
-
-
-@instruction(mask(f32x16))
-def is_finite(b, v):
-    """Neither infinite nor not a number."""
-    magnitude = b.and_(b.bitcast(v, i32x16.llvm), constant(i32x16.llvm, 0x7FFFFFFF))
-    return b.icmp_signed("<", magnitude, constant(i32x16.llvm, 0x7F800000))
 
 
 @instruction(boolean(mask))
