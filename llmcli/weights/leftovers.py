@@ -15,6 +15,9 @@ from pathlib import Path
 from llmcli import places
 from llmcli.errors import DiskError, LlmError
 from llmcli.weights import atomic, folder
+from llmcli.weights.safetensors import parse_object
+
+MOST_LISTING = 16 << 20
 
 
 def unfinished() -> list[Path]:
@@ -60,14 +63,14 @@ def _entries(top: Path) -> Iterator[Path]:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a folder holds a whole model: sources that were kept on purpose."""
-    if any(name.endswith(".part") for name in os.listdir(path)):
-        return False
+    """Whether a folder holds a whole model: sources that were kept on purpose (listing.json is what `llm pull` says of them)."""
     try:
+        if (path / "listing.json").exists() and not parse_object(folder.read_file(path / "listing.json", MOST_LISTING)).get("keep"):
+            return False
         folder.open_folder(path).checkpoint.close()
-    except LlmError:
+    except (LlmError, ValueError):
         return False
-    return True
+    return not any(name.endswith(".part") for name in os.listdir(path))
 
 
 def _locked(top: Path) -> bool:
