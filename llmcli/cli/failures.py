@@ -16,6 +16,8 @@ def as_llm_error(error: BaseException) -> LlmError:
         return error
     if isinstance(error, MemoryError):
         return OutOfMemory("not enough memory", str(error))
+    if _no_room(error):
+        return OutOfMemory("not enough memory", "a library does not fit")
     if isinstance(error, OSError):
         what = str(error.filename) if error.filename is not None else "input or output"
         why = error.strerror or str(error)
@@ -28,3 +30,12 @@ def as_llm_error(error: BaseException) -> LlmError:
         if isinstance(error, PermissionError):
             return AccessDenied(what, why)
     return InternalError("internal", f"{type(error).__name__}: {error}")
+
+
+def _no_room(error: BaseException | None) -> bool:
+    """Whether a library found no room in memory: the loader has no number for that, and whoever called it may say it otherwise."""
+    while error is not None:
+        if str(error).endswith("failed to map segment from shared object"):
+            return True
+        error = error.__context__
+    return False

@@ -177,12 +177,12 @@ class Sampling:
         return found
 
 
+OUTPUT = "Output"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Json:
-    json: Annotated[bool, option("--json", help="a JSON object")] = False
-
-
-OUTPUT = "Output"
+    json: Annotated[bool, option("--json", section=OUTPUT, help="a JSON object")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
