@@ -29,8 +29,9 @@ DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
 
-RUNTIME = 104 << 20
-"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels: measured."""
+RUNTIME = 24 << 20
+"""Bytes of Python, NumPy, the tokenizers library and LLVM with a model's kernels, beside their code: measured. Code, 70 to 130 MiB, lies
+in files, and the system takes its pages back when it needs them."""
 TOKENIZER = 22
 """Bytes of a tokenizer in memory for each byte of its file: measured."""
 

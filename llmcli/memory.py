@@ -26,8 +26,8 @@ def check(needed: int, what: str, todo: str | None = None) -> None:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now; 0 if unknown."""
-    return _field(Path("/proc/self/status"), "VmRSS:", 1024) or 0
+    """Bytes of memory that this process has now, without pages of files; 0 if unknown."""
+    return _field(Path("/proc/self/status"), "RssAnon:", 1024) or 0
 
 
 def _free() -> int | None:
