@@ -91,9 +91,7 @@ def load(
     start = time.perf_counter()
     module = backends.get(backend)
     with packed.open(store.find(reference)) as file:
-        spec = Spec.from_json(file.spec)
-        plan = decoder.plan(spec, checked_context(spec, context))
-        file.check(plan.weights)
+        spec, plan = read_plan(file, context)
         kind = cache_type(file.quantization) if kv == "auto" else kv
         needed = sum(memory_of(file, plan, kind).values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
@@ -108,6 +106,14 @@ def load(
             raise
     engine.load_seconds = time.perf_counter() - start
     return engine
+
+
+def read_plan(file: Packed, context: int | None) -> tuple[Spec, Plan]:
+    """A packed file's model, and its plan for this context. Raises CorruptFile where its weights are not the plan's, UsageError."""
+    spec = Spec.from_json(file.spec)
+    plan = decoder.plan(spec, checked_context(spec, context))
+    file.check(plan.weights)
+    return spec, plan
 
 
 def checked_context(spec: Spec, wanted: int | None) -> int:

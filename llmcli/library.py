@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, Any
 from llmcli import engine, places, settings
 from llmcli.engine import Progress
 from llmcli.errors import CorruptFile, LlmError, NotFound, UsageError
-from llmcli.models import decoder
-from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.weights import atomic, leftovers, packed, store
 from llmcli.weights.aliases import Alias, aliases
@@ -56,7 +54,7 @@ def remove(reference: str) -> list[Path]:
 def describe(reference: str | None, context: int | None = None) -> dict[str, Any]:
     """Facts about a model, without loading it; memory for a full context of so many tokens (None: the usual one)."""
     with packed.open(store.find(reference)) as file:
-        spec, plan = _plan(file, context)
+        spec, plan = engine.read_plan(file, context)
         first = spec.layers[0]
         tokenizer = engine.read_tokenizer(file)
         memory = engine.memory_of(file, plan, engine.cache_type(file.quantization))
@@ -105,14 +103,7 @@ def template(reference: str | None) -> str:
 def plan_of(reference: str | None, context: int | None = None) -> Plan:
     """The operations that compute one step of a model."""
     with packed.open(store.find(reference)) as file:
-        return _plan(file, context)[1]
-
-
-def _plan(file: Packed, context: int | None = None) -> tuple[Spec, Plan]:
-    spec = Spec.from_json(file.spec)
-    plan = decoder.plan(spec, engine.checked_context(spec, context))
-    file.check(plan.weights)
-    return spec, plan
+        return engine.read_plan(file, context)[1]
 
 
 def _architecture(file: Packed) -> str:
@@ -131,10 +122,9 @@ def meant(references: list[str]) -> dict[str, Path]:
 def verify(label: str, path: Path, progress: Progress | None = None) -> int:
     """Reads a packed file whole and compares every hash; returns its bytes. Raises HashMismatch, CorruptFile and the like."""
     with packed.open(path) as file:
-        for model in store.every():
-            if model.path == path and model.damaged:
-                raise CorruptFile(str(path), model.damaged)
-        _plan(file)
+        if path.parent in (places.demo(), places.models()) and (damaged := store.record(path).damaged):
+            raise CorruptFile(str(path), damaged)
+        engine.read_plan(file, None)
         file.verify(None if progress is None else lambda done, total: progress(label, done, total))
         return file.size
 
@@ -157,7 +147,7 @@ def quantize(
     found = store.matching(reference)
     path = max(found.values(), key=lambda path: BITS.get(path.stem.rpartition("-")[2], 0))
     with packed.open(path) as file, ExitStack() as stack:
-        _, plan = _plan(file)
+        _, plan = engine.read_plan(file, None)
         plain = file.name if Path(reference).is_file() else store.name_of(reference)
         name = store.checked_name(name or plain)
         target, label, own = store.path_of(name, quantization), f"{name}:{quantization}", f"{plain}:{file.quantization}"

@@ -23,9 +23,7 @@ def size(rows: int, columns: int) -> int:
 
 
 def pack(values: Floats) -> Bytes:
-    groups = layout.groups(values)
-    numbers, scales = search.fit(groups.reshape(-1, groups.shape[-1]), CODES)
-    return layout.pack_nibbles(numbers.reshape(groups.shape), scales.reshape(groups.shape[:2]))
+    return search.pack(values, CODES)
 
 
 def unpack(data: Bytes, rows: int, columns: int) -> Floats:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmcli.formats import layout
 from llmcli.formats.format import GROUP, Bytes, Floats
 from llmcli.formats.layout import Scales, half
 
@@ -31,6 +32,13 @@ def fit(groups: Floats, codes: tuple[int, ...]) -> tuple[Bytes, Scales]:
         part = slice(start, min(start + BLOCK, count))
         numbers[part], scales[part] = block.fit(groups[part])
     return numbers, scales
+
+
+def pack(values: Floats, codes: tuple[int, ...]) -> Bytes:
+    """f32 [N, K] -> the packed matrix of a format whose nibbles stand for these codes. Raises as `fit` does."""
+    groups = layout.groups(values)
+    numbers, scales = fit(groups.reshape(-1, groups.shape[-1]), codes)
+    return layout.pack_nibbles(numbers.reshape(groups.shape), scales.reshape(groups.shape[:2]))
 
 
 class _Block:

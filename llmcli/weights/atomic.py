@@ -16,8 +16,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from llmcli.errors import DiskError
+from llmcli.memory import MIB
 
-MIB = 2**20
 UNFINISHED = {"lock", "pull", "journal", "tmp"}
 """How hidden files .NAME.KIND end that are there only while somebody works on NAME."""
 

@@ -14,7 +14,8 @@ from types import TracebackType
 
 from llmcli.errors import AccessDenied, CorruptFile, NotFound, UsageError
 from llmcli.formats.format import Bytes
-from llmcli.weights.safetensors import File, Tensor, open_regular, parse_object, shown
+from llmcli.weights.opened import open_regular
+from llmcli.weights.safetensors import File, Tensor, parse_object, shown
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,19 +13,17 @@ tensors must lie in the file, one after the other. Files are read (pread), not m
 
 from __future__ import annotations
 
-import os
 import struct
 from collections.abc import Mapping
 from math import prod
-from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
 
 from llmcli.errors import CorruptFile, UnsupportedModel
 from llmcli.formats.format import Bytes, padded
-from llmcli.weights.safetensors import MOST_ELEMENTS, MOST_NAME, MOST_TENSORS, Tensor, open_regular, read_at, shown
+from llmcli.weights.opened import Opened
+from llmcli.weights.safetensors import MOST_ELEMENTS, MOST_NAME, MOST_TENSORS, Tensor, shown
 
 MAGIC = b"GGUF"
 MOST_HEADER_BYTES = 256 << 20
@@ -47,28 +45,15 @@ _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", _SINGLE: "f", _BOOL:
 Value = int | float | bool | str | list[Any]
 
 
-class File:
+class File(Opened):
     """An open GGUF file whose header has been checked: metadata, tensors (sizes rows first), version.
 
     Raises NotFound, AccessDenied, CorruptFile naming the file and what is wrong with it, or UnsupportedModel."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = open_regular(path)
-        try:
-            self.size = os.fstat(self._descriptor).st_size
-            self.metadata: dict[str, Value] = {}
-            self.tensors: dict[str, Tensor] = {}
-            self._read_header(_Cursor(self))
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, start: int, size: int) -> Bytes:
-        """The bytes start .. start + size of the file, u8 [size]."""
-        out = np.empty(size, np.uint8)
-        read_at(self._descriptor, out.data, start, self.path)
-        return out
+    def _check(self) -> None:
+        self.metadata: dict[str, Value] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self._read_header(_Cursor(self))
 
     def vector(self, name: str) -> list[float]:
         """The numbers of a small f32 vector; none where the file has no such tensor."""
@@ -78,17 +63,6 @@ class File:
         if tensor.dtype != "F32" or len(tensor.shape) != 1 or tensor.size > WINDOW:
             self.wrong(f"tensor {shown(name)} is {tensor.dtype} {list(tensor.shape)}, not a few numbers")
         return [float(number) for number in self.read(tensor.start, tensor.size).view(np.float32)]
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> File:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
 
     def wrong(self, why: str) -> NoReturn:
         raise CorruptFile(str(self.path), why)

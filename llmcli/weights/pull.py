@@ -18,6 +18,7 @@ from pathlib import Path
 from llmcli import places
 from llmcli.errors import CorruptFile, DiskError, HashMismatch, LlmError, ModelFileError, NotFound
 from llmcli.formats.format import Bytes
+from llmcli.memory import MIB
 from llmcli.plan import Weight
 from llmcli.weights import downloads, fetch, folder, packed
 from llmcli.weights.atomic import turn
@@ -31,7 +32,6 @@ from llmcli.weights.writer import Contents
 
 FIRST_BYTES = 32 << 10
 """Enough for most headers."""
-MIB = 2**20
 Notify = Callable[[str], None]
 
 

@@ -12,17 +12,13 @@ from __future__ import annotations
 import json
 import os
 import re
-import stat
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
-import numpy as np
-
-from llmcli.errors import AccessDenied, CorruptFile, NotFound
-from llmcli.formats.format import Bytes
+from llmcli.errors import CorruptFile
+from llmcli.weights.opened import Opened
 
 MOST_HEADER_BYTES = 100_000_000
 MOST_TENSORS = 100_000
@@ -57,43 +53,15 @@ def shown(name: object) -> str:
     return json.dumps(text if len(text) <= 80 else text[:77] + "...")
 
 
-class File:
+class File(Opened):
     """An open safetensors file whose header has been checked.
 
     Raises NotFound, AccessDenied, or CorruptFile naming the file and what is wrong with it."""
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._descriptor = open_regular(path)
-        try:
-            self.size = os.fstat(self._descriptor).st_size
-            self.header = self._read_header()
-            self.data_start = 8 + len(self.header)
-            self.metadata, self.tensors = check_header(self.header, self.size - self.data_start, str(path))
-        except BaseException:
-            self.close()
-            raise
-
-    def read(self, start: int, size: int) -> Bytes:
-        """The bytes start .. start + size of the file, u8 [size]."""
-        out = np.empty(size, np.uint8)
-        self.read_into(out.data, start)
-        return out
-
-    def read_into(self, buffer: memoryview, start: int) -> None:
-        """Fills the buffer with the file's bytes from `start` on. Callable from several threads at once."""
-        read_at(self._descriptor, buffer, start, self.path)
-
-    def close(self) -> None:
-        if self._descriptor >= 0:
-            os.close(self._descriptor)
-            self._descriptor = -1
-
-    def __enter__(self) -> File:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
+    def _check(self) -> None:
+        self.header = self._read_header()
+        self.data_start = 8 + len(self.header)
+        self.metadata, self.tensors = check_header(self.header, self.size - self.data_start, str(self.path))
 
     def _read_header(self) -> bytes:
         if self.size < 8:
@@ -104,19 +72,6 @@ class File:
         if length > self.size - 8:
             raise CorruptFile(str(self.path), f"its header has {length:,} bytes and the file only {self.size:,}: it was cut off")
         return self.read(8, length).tobytes()
-
-
-def read_at(descriptor: int, buffer: memoryview, start: int, path: Path) -> None:
-    """Fills the buffer with a file's bytes from `start` on. Raises CorruptFile, naming the path, where there are too few."""
-    done = 0
-    while done < len(buffer):
-        try:
-            count = os.preadv(descriptor, [buffer[done:]], start + done)
-        except OSError as error:
-            raise CorruptFile(f"{path} cannot be read", error.strerror or str(error)) from error
-        if count == 0:
-            raise CorruptFile(str(path), f"it ends after {start + done:,} bytes: it was cut off while it was read")
-        done += count
 
 
 def write_tensors(path: Path, file: File, names: Collection[str]) -> None:
@@ -137,22 +92,6 @@ def write_tensors(path: Path, file: File, names: Collection[str]) -> None:
         out.flush()
         os.fsync(out.fileno())
     os.replace(temporary, path)
-
-
-def open_regular(path: Path) -> int:
-    """A descriptor for reading a regular file (links are followed; pipes and devices are refused, without waiting)."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError as error:
-        raise NotFound(f"no file {path}") from error
-    except PermissionError as error:
-        raise AccessDenied(f"{path} cannot be read", "permission denied") from error
-    except (OSError, ValueError) as error:
-        raise CorruptFile(f"{path} cannot be opened", getattr(error, "strerror", None) or str(error)) from error
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise CorruptFile(str(path), "it is not a regular file")
-    return descriptor
 
 
 def check_header(header: bytes, data_size: int, path: str) -> tuple[dict[str, str], dict[str, Tensor]]:

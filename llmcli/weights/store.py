@@ -92,7 +92,7 @@ def every() -> list[Model]:
             paths = sorted(path for path in folder.iterdir() if path.name.endswith(SUFFIX) and not path.name.startswith("."))
         except OSError:
             continue
-        found += [_record(path) for path in paths]
+        found += [record(path) for path in paths]
     return found
 
 
@@ -153,7 +153,8 @@ def quantizations(name: str) -> dict[str, Path]:
     return found
 
 
-def _record(path: Path) -> Model:
+def record(path: Path) -> Model:
+    """What a file in one of our folders is."""
     name, _, quantization = path.name.removesuffix(SUFFIX).rpartition("-")
     name = name.replace("--", "/")
     try:
