@@ -79,12 +79,14 @@ def load(
     threads: int | None = None,
     backend: str = "cpu",
     kv: str = "auto",
+    texts: int = 1,
     verify: bool = True,
     notify: Callable[[str], None] | None = None,
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
-    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). verify: compare checksums. notify: hears, in
+    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
+    cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. notify: hears, in
     a line each, what takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
     """
@@ -93,11 +95,11 @@ def load(
     with packed.open(store.find(reference)) as file:
         spec, plan = read_plan(file, context)
         kind = cache_type(file.quantization) if kv == "auto" else kv
-        needed = sum(memory_of(file, plan, kind).values()) - min(memory.resident(), RUNTIME)
+        needed = sum(memory_of(file, plan, kind, texts).values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
         weights = file.load(verify)
         backends.check(module, plan, weights)
-        cache = KVCache(plan.cache, blocks(plan), kind)
+        cache = KVCache(plan.cache, texts * blocks(plan), kind)
         runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
         try:
             engine = Engine(file, plan, spec, runner, cache)
@@ -135,9 +137,9 @@ def blocks(plan: Plan) -> int:
     return -(-plan.context // BLOCK)
 
 
-def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:
-    """Bytes, by use, of a process that has loaded the model and filled the context; kind: type of the KV cache."""
-    return memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, blocks(plan), kind)
+def memory_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> dict[str, int]:
+    """Bytes, by use, of a process that has loaded the model and filled the contexts of `texts` texts; kind: type of the KV cache."""
+    return memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, texts * blocks(plan), kind)
 
 
 def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:

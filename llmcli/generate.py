@@ -7,16 +7,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from llmcli.backends.backend import Batch, Result
 from llmcli.engine import Engine
-from llmcli.errors import ContextOverflow, InputError, NumericalError
-from llmcli.interrupt import stopping
-from llmcli.kv import Sequence as CacheSequence
+from llmcli.past import Past
 from llmcli.sampling import filters
 from llmcli.sampling.distribution import Distribution
 from llmcli.sampling.pick import pick
@@ -76,21 +70,25 @@ def settings_for(engine: Engine, overrides: dict[str, object]) -> Settings:
     return from_generation_config(engine.generation_config).changed(overrides)
 
 
-def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0) -> Iterator[Step]:
-    """Continues the tokens `ids`; probs: how many candidates each step lists.
+def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0, past: Past | None = None) -> Iterator[Step]:
+    """Continues the tokens `ids`; probs: how many candidates each step lists; past: what may have computed some of them, and
+    holds them and the answer afterwards.
 
     Raises ContextOverflow when the prompt does not fit, InputError when it is empty or has an unknown token, NumericalError on NaN.
     """
     if settings.max_tokens == 0:
         return
-    with _sequence(engine) as sequence:
-        yield from _steps(engine, sequence, list(ids), settings, probs)
+    if past is not None:
+        yield from _steps(engine, past, list(ids), settings, probs)
+        return
+    with Past(engine) as own:
+        yield from _steps(engine, own, list(ids), settings, probs)
 
 
-def _steps(engine: Engine, sequence: CacheSequence, history: list[int], settings: Settings, probs: int) -> Iterator[Step]:
+def _steps(engine: Engine, past: Past, history: list[int], settings: Settings, probs: int) -> Iterator[Step]:
     stream, stops = Stream(engine.tokenizer, history), Stops(settings.stop)
     prompt = len(history)
-    distribution = _read(engine, sequence, history)
+    distribution = past.read(history)
     while True:
         position = len(history)
         filtered = filters.apply(distribution, settings, history)
@@ -111,7 +109,7 @@ def _steps(engine: Engine, sequence: CacheSequence, history: list[int], settings
         if finish is not None:
             return
         history.append(token)
-        distribution = _distribution(engine.run(Batch.of(sequence, np.array([token], np.int32))))
+        distribution = past.append([token])
 
 
 def _finish(engine: Engine, settings: Settings, token: int, made: int, used: int) -> str | None:
@@ -127,38 +125,10 @@ def next_tokens(engine: Engine, ids: Sequence[int], settings: Settings, count: i
 
     Raises as `generate` does.
     """
-    with _sequence(engine) as sequence:
-        distribution = _read(engine, sequence, list(ids))
+    with Past(engine) as past:
+        distribution = past.read(ids)
     filtered = filters.apply(distribution, settings, list(ids))
     return NextTokens(_candidates(engine.tokenizer, distribution, filtered, count), distribution.entropy_bits)
-
-
-@contextmanager
-def _sequence(engine: Engine) -> Iterator[CacheSequence]:
-    """A place in the cache for one text; while it is open, Ctrl-C ends a running step."""
-    sequence = engine.cache.sequence()
-    try:
-        with stopping(engine.stop):
-            yield sequence
-    finally:
-        sequence.close()
-
-
-def _read(engine: Engine, sequence: CacheSequence, ids: list[int]) -> Distribution:
-    """Computes the prompt and returns the distribution after it."""
-    if not ids:
-        raise InputError("the prompt is empty", "the model needs at least one token", "Give it some text")
-    if len(ids) > engine.context:
-        raise ContextOverflow("the prompt does not fit", f"{len(ids):,} tokens, the context has room for {engine.context:,}")
-    return _distribution(engine.run(Batch.of(sequence, np.array(ids, np.int32))))
-
-
-def _distribution(result: Result) -> Distribution:
-    """A copy of the last row: the arrays of a result are overwritten by the next step."""
-    logsumexp, entropy = float(result.logsumexp[-1]), float(result.entropy[-1])
-    if not math.isfinite(logsumexp):
-        raise NumericalError("the model's output is not a number", "NaN or infinity in the logits")
-    return Distribution(result.logits[-1].copy(), result.top_ids[-1].copy(), logsumexp, max(0.0, entropy))
 
 
 def _candidates(tokenizer: Tokenizer, distribution: Distribution, filtered: filters.Filtered, count: int) -> list[Candidate]:

@@ -39,7 +39,8 @@ OURS: dict[str, set[str]] = {
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
     "acquire": MACHINE | {"engine", "plan", "models", "weights", "text"},
     "library": MACHINE | {"engine", "plan", "models", "weights", "backends.cpu.objects"},
-    "generate": {"errors", "interrupt", "engine", "kv", "sampling", "text", "backends.backend"},
+    "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
+    "generate": {"errors", "engine", "past", "sampling", "text"},
     "cli": MACHINE | {"engine", "acquire", "library", "generate", "sampling.settings", "text"},
     "__main__": {"cli"},
 }
@@ -52,7 +53,7 @@ THEIRS: dict[str, set[str]] = {
     "jinja2": {"text"},
     "tokenizers": {"text"},
     "gguf": {"weights"},
-    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "generate"},
+    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "past", "generate"},
     "llvmlite": {"backends.cpu"},
     "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
 }
