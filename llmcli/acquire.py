@@ -107,14 +107,16 @@ def pull(
     name: str | None = None,
     *,
     keep_source: bool = False,
+    timeout: float | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
 ) -> Path:
     """Gets a model from the hub: an alias or org/repo[@revision]; returns the packed file. What is here is not got again.
 
-    quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay. notify: hears, before
-    the first byte of a weight, what is coming. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
-    UnsupportedModel, CorruptFile, NumericalError, UsageError.
+    quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay; timeout: seconds to
+    wait for another process that gets the same model (None: as long as it takes). notify: hears, before the first byte of a weight,
+    what is coming. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError, UnsupportedModel, CorruptFile,
+    NumericalError, UsageError.
     """
     from llmcli.models import architectures, config, names
     from llmcli.weights import pull as pulling
@@ -127,7 +129,7 @@ def pull(
         pulling.tidy(path)
         say(f"{wanted.name}:{wanted.quantization} is here already")
         return path
-    with pulling.repository(wanted, path, keep_source, say) as repository:
+    with pulling.repository(wanted, path, keep_source, timeout, say) as repository:
         listing = repository.listing
         if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
             repository.remove()

@@ -16,6 +16,7 @@
     ├── ResourceError             7  something ran out or cannot be had
     │   ├── OutOfMemory           7
     │   ├── DiskError             7  full, read-only, failing
+    │   ├── InUse                 7  another process is at work on it
     │   └── DeviceError           7  no GPU, no driver, a driver that is too old
     ├── InputError                8  text that is not valid
     │   └── ContextOverflow       8  text that is too long
@@ -113,6 +114,10 @@ class OutOfMemory(ResourceError):
 
 class DiskError(ResourceError):
     todo = "Free some space or choose another place with LLMCLI_HOME"
+
+
+class InUse(ResourceError):
+    todo = "Wait longer (--timeout), or end that process"
 
 
 class DeviceError(ResourceError):

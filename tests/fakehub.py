@@ -5,7 +5,7 @@
         hub.fault = Fault("truncate", times=2)      # what goes wrong with the next bodies of weights
         run_with({"HF_ENDPOINT": hub.url})
         hub.requests, hub.sent                      # what was asked for, and the bytes of weights that went out
-The API and the redirects are on one port (`url`), the bytes of large files on another, as with the real hub.
+The API and the redirects are on one port (`url`), the bytes of large files on another, as with the real hub. FakeHub(context) speaks TLS.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import hashlib
 import json
 import re
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -61,7 +62,8 @@ class Asked:
 
 
 class FakeHub:
-    def __init__(self) -> None:
+    def __init__(self, context: ssl.SSLContext | None = None) -> None:
+        self.context = context
         self.repositories: dict[str, dict[str, dict[str, bytes]]] = {}
         self.heads: dict[str, str] = {}
         self.gated: set[str] = set()
@@ -72,7 +74,7 @@ class FakeHub:
         self.sent = 0
         self.lock = threading.Lock()
         self._servers = [_Server(self, origin) for origin in ("hub", "cdn")]
-        self.url, self.cdn = (f"http://127.0.0.1:{server.server_port}" for server in self._servers)
+        self.url, self.cdn = (f"{'https' if context else 'http'}://127.0.0.1:{server.server_port}" for server in self._servers)
 
     def __enter__(self) -> FakeHub:
         for server in self._servers:
@@ -118,6 +120,12 @@ class _Server(ThreadingHTTPServer):
         # What is sent should not run far ahead of what is received: the tests count it.
         self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 32 << 10)
         super().server_bind()
+
+    def get_request(self) -> Any:
+        connection, address = super().get_request()
+        if self.hub.context is not None:  # the handshake takes place in the connection's own thread
+            connection = self.hub.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+        return connection, address
 
     def handle_error(self, request: Any, client_address: Any) -> None:
         """Clients may go away."""

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import Common, option
+from llmcli.cli.options import Common, number, option
 from llmcli.cli.progress import progress
 
 EXAMPLE = "llm pull HuggingFaceTB/SmolLM2-135M-Instruct --quant int4"
@@ -28,6 +28,10 @@ class Options(Common):
         None
     )
     keep_source: Annotated[bool, option("--keep-source", section="The model", help="keep what was downloaded")] = False
+    timeout: Annotated[
+        float | None,
+        option("--timeout", section="The model", metavar="S", parser=number(0, 10**6), help="wait S seconds for another that gets it"),
+    ] = None
 
 
 def execute(options: Options, console: Console) -> int:
@@ -35,7 +39,13 @@ def execute(options: Options, console: Console) -> int:
 
     with progress(console, bytes=True) as report:
         path = acquire.pull(
-            options.model, options.quant, options.name, keep_source=options.keep_source, progress=report, notify=console.note
+            options.model,
+            options.quant,
+            options.name,
+            keep_source=options.keep_source,
+            timeout=options.timeout,
+            progress=report,
+            notify=console.note,
         )
     with open_answer() as answer:
         answer.write(f"{path}\n")

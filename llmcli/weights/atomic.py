@@ -11,11 +11,12 @@ import fcntl
 import os
 import secrets
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from llmcli.errors import DiskError
+from llmcli.errors import DiskError, InUse
 from llmcli.memory import MIB
 
 UNFINISHED = {"lock", "pull", "journal", "tmp"}
@@ -55,12 +56,14 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
 
 
 @contextmanager
-def turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
-    """Holds the lock file `path`, which is there only while somebody holds or wants it."""
+def turn(path: Path, waiting: Callable[[int], None] | None, timeout: float | None = None) -> Iterator[None]:
+    """Holds the lock file `path`, which is there only while somebody holds or wants it.
+
+    timeout: seconds after which another holder is not waited for any longer (None: as long as it takes). Raises InUse then."""
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
-            _lock(descriptor, waiting)
+            _lock(descriptor, waiting, timeout)
             if _is_at(descriptor, path):
                 break
         except BaseException:
@@ -77,16 +80,33 @@ def turn(path: Path, waiting: Callable[[int], None] | None) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, waiting: Callable[[int], None] | None) -> None:
+def _lock(descriptor: int, waiting: Callable[[int], None] | None, timeout: float | None) -> None:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         holder = os.pread(descriptor, 20, 0)
         if waiting is not None and holder.isdigit():
             waiting(int(holder))
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if timeout is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        else:
+            _lock_within(descriptor, timeout)
     except OSError:
         return  # no locks on this file system
+
+
+def _lock_within(descriptor: int, seconds: float) -> None:
+    """Asks again and again: a lock has no time limit of its own. Raises InUse."""
+    end = time.monotonic() + seconds
+    while True:
+        with suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        if time.monotonic() >= end:
+            holder = os.pread(descriptor, 20, 0)
+            process = f"process {holder.decode()}" if holder.isdigit() else "another process"
+            raise InUse(f"{process} is still at work on it", f"it was waited for {seconds:g} seconds")
+        time.sleep(0.05)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:

@@ -137,6 +137,8 @@ class Hub:
         if not _safe(self.endpoint):
             raise UsageError(f"HF_ENDPOINT is {shown(endpoint)}", "a hub's address begins with https://", "Correct or unset it")
         self.token, self.timeout = token, timeout
+        self.route = self.endpoint + _proxy(self.endpoint)
+        """The hub, and the proxy on the way to it, for messages."""
         self._opener = urllib.request.OpenerDirector()  # the usual one also opens files and FTP addresses
         for handler in (
             urllib.request.ProxyHandler(),
@@ -217,7 +219,7 @@ class Hub:
 
     def _json(self, url: str, repository: str, revision: str) -> tuple[Any, str | None]:
         """An answer of the API, and the address of its next page."""
-        patience = Patience(self.endpoint)
+        patience = Patience(self.route)
         while True:
             try:
                 answer, _ = self._get(url, {}, repository, revision)
@@ -255,7 +257,7 @@ class Hub:
         except urllib.error.URLError as error:
             if isinstance(error.reason, ssl.SSLCertVerificationError):
                 why = f"its certificate is not valid ({error.reason.verify_message})"
-                raise NetworkError(self.endpoint, why, "Check the clock, the proxy and SSL_CERT_FILE") from None
+                raise NetworkError(self.route, why, "Check the clock, the proxy and SSL_CERT_FILE") from None
             raise Transient(_reason(error.reason)) from None
         except (OSError, http.client.HTTPException) as error:
             raise Transient(_reason(error)) from None
@@ -280,7 +282,7 @@ class Hub:
             why = "the hub asks for an account that has access" if kind == "GatedRepo" else f"the hub answers {code}"
             token = "check that HF_TOKEN's account has it" if self.token else "set HF_TOKEN to a token of that account"
             return AccessDenied(f"no access to {repository}", why, f"Ask for access at {self.endpoint}/{repository}, then {token}")
-        return NetworkError(self.endpoint, f"it answers {code}")
+        return NetworkError(self.route, f"it answers {code}")
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -357,6 +359,15 @@ def _origin(url: str) -> str:
     except ValueError:
         port = 0
     return f"{parts.scheme}://{parts.hostname or ''}:{port}"
+
+
+def _proxy(url: str) -> str:
+    """' through the proxy HOST:PORT' where the environment names one for this address; never its password."""
+    parts = urlsplit(url)
+    proxy = urllib.request.getproxies().get(parts.scheme)
+    if not proxy or urllib.request.proxy_bypass(parts.netloc):
+        return ""
+    return f" through the proxy {shown(urlsplit(proxy if '//' in proxy else '//' + proxy).netloc.rpartition('@')[2])}"
 
 
 def _safe(url: str) -> bool:

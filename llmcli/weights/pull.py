@@ -55,10 +55,10 @@ def tidy(path: Path) -> None:
 
 
 @contextmanager
-def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) -> Iterator[Repository]:
+def repository(wanted: Wanted, path: Path, keep_source: bool, timeout: float | None, notify: Notify) -> Iterator[Repository]:
     """The repository, for making the packed file `path`; other processes that make it, or use its downloads, take turns.
 
-    Raises NotFound, AccessDenied, NetworkError, HashMismatch, DiskError."""
+    timeout: seconds to wait for each of them. Raises NotFound, AccessDenied, NetworkError, HashMismatch, DiskError, InUse."""
 
     def waiting(process: int) -> None:
         notify(f"process {process} is getting this model: waiting for it")
@@ -74,8 +74,8 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, notify: Notify) ->
         path.parent.mkdir(parents=True, exist_ok=True)
         home.mkdir(parents=True, exist_ok=True)
         with ExitStack() as stack:
-            stack.enter_context(turn(path.with_name(f".{path.name}.lock"), waiting))
-            stack.enter_context(turn(downloads.lock(directory), waiting))
+            stack.enter_context(turn(path.with_name(f".{path.name}.lock"), waiting, timeout))
+            stack.enter_context(turn(downloads.lock(directory), waiting, timeout))
             directory.mkdir(parents=True, exist_ok=True)
             for other in directory.parent.iterdir():
                 if other != directory:
