@@ -186,6 +186,12 @@ def read_template(file: Packed) -> str | None:
     return None
 
 
+def read_text(reference: str | None) -> tuple[str, Tokenizer, str | None]:
+    """A model's name, tokenizer and chat template; its weights are not read. Raises NotFound, ModelFileError."""
+    with packed.open(store.find(reference)) as file:
+        return f"{file.name}:{file.quantization}", read_tokenizer(file), read_template(file)
+
+
 def _end_ids(generation: Mapping[str, Any], model: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
     """Tokens that end an answer: generation_config.json says it, else config.json; the tokenizer's own always does."""
     found = generation.get("eos_token_id", model.get("eos_token_id"))

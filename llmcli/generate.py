@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 
 from llmcli.engine import Engine
+from llmcli.errors import UsageError
 from llmcli.past import Past
 from llmcli.sampling import filters
 from llmcli.sampling.distribution import Distribution
@@ -66,8 +67,13 @@ class NextTokens:
 
 
 def settings_for(engine: Engine, overrides: dict[str, object]) -> Settings:
-    """The defaults, then the model's generation_config.json, then the overrides that are not None."""
-    return from_generation_config(engine.generation_config).changed(overrides)
+    """The defaults, then the model's generation_config.json, then the overrides that are not None. Raises UsageError for what is out of
+    range, and for the bias of a token that the model does not have."""
+    settings = from_generation_config(engine.generation_config).changed(overrides)
+    largest = max(settings.logit_bias, default=0)
+    if largest >= engine.plan.vocab:
+        raise UsageError("logit bias", f"the model has no token {largest:,}; its ids end at {engine.plan.vocab - 1:,}", "Change it")
+    return settings
 
 
 def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0, past: Past | None = None) -> Iterator[Step]:
@@ -103,7 +109,7 @@ def _steps(engine: Engine, past: Past, history: list[int], settings: Settings, p
             text += rest if stopped else rest + stops.finish()
             finish = "stop" if stopped else finish
         data = engine.tokenizer.token_bytes(token)
-        top = _candidates(engine.tokenizer, distribution, filtered, probs)
+        top = candidates(engine.tokenizer, distribution, filtered, probs)
         logprob, rank = distribution.logprob(token), distribution.rank(token)
         yield Step(token, text, data, position, logprob, rank, top, finish)
         if finish is not None:
@@ -120,20 +126,31 @@ def _finish(engine: Engine, settings: Settings, token: int, made: int, used: int
     return None
 
 
-def next_tokens(engine: Engine, ids: Sequence[int], settings: Settings, count: int) -> NextTokens:
-    """The `count` likeliest next tokens after `ids`, with what the filters of `settings` make of them.
+def next_tokens(
+    engine: Engine, ids: Sequence[int], settings: Settings, count: int, also: Sequence[int] = (), past: Past | None = None
+) -> NextTokens:
+    """The `count` likeliest next tokens after `ids`, with what the filters of `settings` make of them, and the tokens `also`, however
+    unlikely. past: as for `generate`.
 
     Raises as `generate` does.
     """
-    with Past(engine) as past:
-        distribution = past.read(ids)
+    if past is None:
+        with Past(engine) as own:
+            return next_tokens(engine, ids, settings, count, also, own)
+    distribution = past.read(ids)
     filtered = filters.apply(distribution, settings, list(ids))
-    return NextTokens(_candidates(engine.tokenizer, distribution, filtered, count), distribution.entropy_bits)
+    found = candidates(engine.tokenizer, distribution, filtered, count, also)
+    return NextTokens(found, distribution.entropy_bits)
 
 
-def _candidates(tokenizer: Tokenizer, distribution: Distribution, filtered: filters.Filtered, count: int) -> list[Candidate]:
+def candidates(
+    tokenizer: Tokenizer, distribution: Distribution, filtered: filters.Filtered, count: int, also: Sequence[int] = ()
+) -> list[Candidate]:
+    """The `count` likeliest tokens, then those of `also` that are not among them."""
+    best = distribution.best(count).tolist()
+    ranked = list(enumerate(best, 1)) + [(distribution.rank(token), token) for token in dict.fromkeys(also) if token not in best]
     found = []
-    for rank, token in enumerate(distribution.best(count).tolist(), 1):
+    for rank, token in ranked:
         data = tokenizer.token_bytes(token)
         logprob = distribution.logprob(token)
         final, removed = filtered.of(token)

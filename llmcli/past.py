@@ -41,11 +41,15 @@ class Past:
 
     def append(self, ids: Sequence[int]) -> Distribution:
         """Computes one or more tokens behind those that are here; the distribution after the last. Raises as `read` does."""
+        return distribution(self.compute(ids))
+
+    def compute(self, ids: Sequence[int], outputs: str = "last") -> Result:
+        """The same with the result itself, which the next step overwrites. outputs: rows with logits: 'last', 'all' or 'none'."""
         with stopping(self.engine.stop):
-            result = self.engine.run(Batch.of(self._sequence, np.array(ids, np.int32)))
+            result = self.engine.run(Batch.of(self._sequence, np.array(ids, np.int32), outputs))
         self.ids += ids
         self.computed = len(ids)
-        return distribution(result)
+        return result
 
     def cut(self, length: int) -> None:
         """Forgets every token from `length` on."""

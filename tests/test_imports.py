@@ -41,7 +41,11 @@ OURS: dict[str, set[str]] = {
     "library": MACHINE | {"engine", "plan", "models", "weights", "backends.cpu.objects"},
     "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
     "generate": {"errors", "engine", "past", "sampling", "text"},
-    "cli": MACHINE | {"engine", "acquire", "library", "generate", "sampling.settings", "text"},
+    "scoring": {"errors", "engine", "past", "backends.backend"},
+    "choices": {"errors", "engine", "past", "scoring"},
+    "api": {"errors", "engine", "past", "generate", "scoring", "choices", "text"},
+    "": {"api"},
+    "cli": MACHINE | {"engine", "acquire", "library", "generate", "scoring", "choices", "sampling.settings", "text"},
     "__main__": {"cli"},
 }
 
@@ -53,7 +57,7 @@ THEIRS: dict[str, set[str]] = {
     "jinja2": {"text"},
     "tokenizers": {"text"},
     "gguf": {"weights"},
-    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "past", "generate"},
+    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "past", "generate", "scoring"},
     "llvmlite": {"backends.cpu"},
     "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
 }
@@ -72,7 +76,7 @@ MODULES = modules()
 
 
 def imports(path: Path) -> Iterator[str]:
-    """Every module that the file imports, wherever in it the import stands; 'llmcli' itself has the version only."""
+    """Every module that the file imports, wherever in it the import stands; 'llmcli' itself has the version and names of its api."""
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
             yield from (name.name for name in node.names)

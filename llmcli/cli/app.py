@@ -18,6 +18,8 @@ from llmcli.cli.console import Console
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
     "next": ("llmcli.cli.next", "Show how likely each next token is"),
+    "score": ("llmcli.cli.score", "Show how likely a given text is, token by token"),
+    "tokenize": ("llmcli.cli.tokenize", "Show the tokens of a text"),
     "models": ("llmcli.cli.models", "List well-known models by short name"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),
     "pull": ("llmcli.cli.pull", "Get a model from a hub"),

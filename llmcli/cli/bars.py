@@ -21,7 +21,7 @@ _LEFT = {_TOKEN, _BARS}
 _LEAST = (_CUMULATIVE, _LOGIT, _RANK, _BARS, _ID)
 """What a narrow terminal does without, in this order."""
 _GAP = "  "
-_DIM, _CYAN, _PLAIN = "\x1b[2m", "\x1b[36m", "\x1b[0m"
+DIM, CYAN, PLAIN = "\x1b[2m", "\x1b[36m", "\x1b[0m"
 
 
 def visible(text: str, data: bytes) -> str:
@@ -38,7 +38,7 @@ def table(candidates: Sequence[Candidate], color: bool, columns: int = 0) -> str
 
     columns: of the terminal; 0: no limit."""
     rows, total = [list(_HEADERS)], 0.0
-    for candidate in candidates:
+    for number, candidate in enumerate(candidates, 1):
         total += candidate.prob
         rows.append(
             [
@@ -48,7 +48,7 @@ def table(candidates: Sequence[Candidate], color: bool, columns: int = 0) -> str
                 "",
                 percent(candidate.prob),
                 f"{candidate.logit:.3f}",
-                percent(total),
+                percent(total) if candidate.rank == number else "",  # unknown behind a gap
                 candidate.removed_by or percent(candidate.final_prob),
             ]
         )
@@ -60,13 +60,13 @@ def table(candidates: Sequence[Candidate], color: bool, columns: int = 0) -> str
     lines = []
     for row, shown in zip(rows, (None, *candidates), strict=True):
         if shown and largest > 0:
-            row[_BARS] = _bar(shown.prob / largest, widths[_BARS])
-        cells = {column: _align(cell, widths[column], column in _LEFT) for column, cell in enumerate(row) if widths[column]}
+            row[_BARS] = bar(shown.prob / largest, widths[_BARS])
+        cells = {column: align(cell, widths[column], column in _LEFT) for column, cell in enumerate(row) if widths[column]}
         dim = shown is None or shown.removed_by
         if color and not dim and _BARS in cells:
-            cells[_BARS] = f"{_CYAN}{cells[_BARS]}{_PLAIN}"
+            cells[_BARS] = f"{CYAN}{cells[_BARS]}{PLAIN}"
         line = _GAP.join(cells.values()).rstrip()
-        lines.append(f"{_DIM}{line}{_PLAIN}" if color and dim else line)
+        lines.append(f"{DIM}{line}{PLAIN}" if color and dim else line)
     return "\n".join(lines) + "\n"
 
 
@@ -106,7 +106,7 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
-def _align(cell: str, columns: int, left: bool) -> str:
+def align(cell: str, columns: int, left: bool) -> str:
     """The cell in so many columns, cut off where it has more."""
     if width(cell) > columns:
         while width(cell) >= columns:
@@ -116,7 +116,7 @@ def _align(cell: str, columns: int, left: bool) -> str:
     return cell + space if left else space + cell
 
 
-def _bar(share: float, columns: int) -> str:
+def bar(share: float, columns: int = BAR) -> str:
     """A bar of up to so many columns in steps of an eighth; whatever is possible at all shows."""
     eighths = max(1, math.floor(share * columns * 8 + 0.5)) if share > 0 else 0
     return ("█" * (eighths // 8) + _EIGHTHS[eighths % 8]).rstrip()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
-from llmcli.errors import UsageError
+from llmcli.sampling.settings import COUNTS, NUMBERS, check_bias, check_count, check_number
 
 if TYPE_CHECKING:
     from llmcli.cli.console import Console
@@ -28,9 +27,9 @@ def number(low: float, high: float) -> Callable[[str], float]:
 
     def convert(word: str) -> float:
         with contextlib.suppress(ValueError):
-            if low <= (value := float(word)) <= high:
+            if not check_number(value := float(word), low, high):
                 return value
-        raise typer.BadParameter(f"{word!r} is not a number from {low:g} to {high:g}")
+        raise typer.BadParameter(check_number(word, low, high))
 
     return convert
 
@@ -40,11 +39,16 @@ def count(low: int, high: int) -> Callable[[str], int]:
 
     def convert(word: str) -> int:
         with contextlib.suppress(ValueError):
-            if low <= (value := int(word)) <= high:
+            if not check_count(value := int(word), low, high):
                 return value
-        raise typer.BadParameter(f"{word!r} is not a whole number from {low:,} to {high:,}")
+        raise typer.BadParameter(check_count(word, low, high))
 
     return convert
+
+
+def ranged(setting: str) -> Callable[[str], float]:
+    """The converter of a sampling setting, by the ranges of sampling/settings.py."""
+    return count(*COUNTS[setting]) if setting in COUNTS else number(*NUMBERS[setting])
 
 
 class Bias(NamedTuple):
@@ -57,7 +61,7 @@ def bias(word: str) -> Bias:
     with contextlib.suppress(ValueError):
         left, _, right = word.partition("=")
         found = Bias(int(left), float(right))
-        if 0 <= found.token < 2**31 and (found.value == -math.inf or abs(found.value) <= 1e6):
+        if not check_bias(*found):
             return found
     raise typer.BadParameter(f"{word!r} is not ID=X: a token's id and what to add to its logit, such as 42=-1.5 or 42=-inf")
 
@@ -138,43 +142,58 @@ class Sampling:
     """What is drawn from a distribution; None: what the model says, else the default of sampling/settings.py."""
 
     temperature: Annotated[
-        float | None, option("--temp", "--temperature", section=DRAW, metavar="X", parser=number(0, 100), help="0: the likeliest (0.8)")
+        float | None,
+        option("--temp", "--temperature", section=DRAW, metavar="X", parser=ranged("temperature"), help="0: the likeliest (0.8)"),
     ] = None
     top_k: Annotated[
-        int | None, option("--top-k", section=DRAW, metavar="N", parser=count(0, 2**31), help="keep the N likeliest; 0: all (40)")
+        int | None, option("--top-k", section=DRAW, metavar="N", parser=ranged("top_k"), help="keep the N likeliest; 0: all (40)")
     ] = None
     top_p: Annotated[
-        float | None, option("--top-p", section=DRAW, metavar="X", parser=number(0, 1), help="keep the likeliest that make up X (0.95)")
+        float | None,
+        option("--top-p", section=DRAW, metavar="X", parser=ranged("top_p"), help="keep the likeliest that make up X (0.95)"),
     ] = None
     min_p: Annotated[
         float | None,
-        option("--min-p", section=DRAW, metavar="X", parser=number(0, 1), help="keep those X times as likely as the likeliest (0.05)"),
+        option(
+            "--min-p",
+            section=DRAW,
+            metavar="X",
+            parser=ranged("min_p"),
+            help="keep those X times as likely as the likeliest (0.05)",
+        ),
     ] = None
     repeat_penalty: Annotated[
         float | None,
-        option("--repeat-penalty", section=DRAW, metavar="X", parser=number(0.01, 100), help="divides logits of tokens just used (1)"),
+        option(
+            "--repeat-penalty",
+            section=DRAW,
+            metavar="X",
+            parser=ranged("repeat_penalty"),
+            help="divides logits of tokens just used (1)",
+        ),
     ] = None
     presence_penalty: Annotated[
-        float | None, option("--presence-penalty", section=DRAW, metavar="X", parser=number(-100, 100), help="off their logits, once (0)")
+        float | None,
+        option("--presence-penalty", section=DRAW, metavar="X", parser=ranged("presence_penalty"), help="off their logits, once (0)"),
     ] = None
     frequency_penalty: Annotated[
         float | None,
-        option("--frequency-penalty", section=DRAW, metavar="X", parser=number(-100, 100), help="off their logits, each use (0)"),
+        option(
+            "--frequency-penalty",
+            section=DRAW,
+            metavar="X",
+            parser=ranged("frequency_penalty"),
+            help="off their logits, each use (0)",
+        ),
     ] = None
     logit_bias: Annotated[
         list[Bias] | None, option("--logit-bias", section=DRAW, metavar="ID=X", parser=bias, help="add X to a token's logit; -inf bans it")
     ] = None
 
-    def overrides(self, vocab: int) -> dict[str, Any]:
-        """For `settings_for`. Raises UsageError for the bias of a token that a model with `vocab` tokens does not have."""
+    def overrides(self) -> dict[str, Any]:
+        """For `settings_for`."""
         names = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
-        found = {name: getattr(self, name) for name in names}
-        if self.logit_bias:
-            found["logit_bias"] = dict(self.logit_bias)
-            largest = max(token for token, _ in self.logit_bias)
-            if largest >= vocab:
-                raise UsageError("--logit-bias", f"the model has no token {largest:,}; its ids end at {vocab - 1:,}")
-        return found
+        return {name: getattr(self, name) for name in names} | {"logit_bias": dict(self.logit_bias) if self.logit_bias else None}
 
 
 OUTPUT = "Output"

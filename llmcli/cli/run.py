@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
-from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option
+from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option, ranged
 from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter
 from llmcli.cli.stats import Stats
 from llmcli.errors import UsageError
@@ -31,13 +31,19 @@ class Options(Text, Sampling, Output, Model, Common):
     max_tokens: Annotated[
         int | None,
         option(
-            "-n", "--max-tokens", "--predict", section=ANSWER, metavar="N", parser=count(0, 10**8), help="at most N tokens (to the end)"
+            "-n",
+            "--max-tokens",
+            "--predict",
+            section=ANSWER,
+            metavar="N",
+            parser=ranged("max_tokens"),
+            help="at most N tokens (to the end)",
         ),
     ] = None
     stop: Annotated[list[str] | None, option("--stop", section=ANSWER, metavar="TEXT", help="end before this text (repeatable)")] = None
     seed: Annotated[
         int | None,
-        option("--seed", section=ANSWER, metavar="N", parser=count(0, 2**64 - 1), help="the same seed, the same text (a new one)"),
+        option("--seed", section=ANSWER, metavar="N", parser=ranged("seed"), help="the same seed, the same text (a new one)"),
     ] = None
     system: Annotated[str | None, option("-s", "--system", section=ANSWER, metavar="TEXT", help="instructions for a chat model")] = None
     raw: Annotated[bool, option("--raw", section=ANSWER, help="no chat template: continue the text")] = False
@@ -66,7 +72,7 @@ def execute(options: Options, console: Console) -> int:
         ids = encode(engine, options, prompt)
         seed = int.from_bytes(os.urandom(4)) if options.seed is None else options.seed
         more = {"max_tokens": options.max_tokens, "seed": seed, "stop": tuple(options.stop or ())}
-        settings = settings_for(engine, options.overrides(engine.plan.vocab) | more)
+        settings = settings_for(engine, options.overrides() | more)
         with open_answer(options.output) as answer:
             _show_prompt(options, console, prompt, engine)
             _answer(engine, ids, settings, options, answer, console)
@@ -109,7 +115,7 @@ def _answer(engine: Engine, ids: list[int], settings: Settings, options: Options
         with contextlib.suppress(OSError):
             writer.stop()
         raise
-    writer.end(stats.summary(settings))
+    writer.end(stats.summary(settings) | {"prompt_ids": ids})
     for step in listed:
         console.say(_alternatives(step))
     if stats.finish == "length" and stats.generated != settings.max_tokens:

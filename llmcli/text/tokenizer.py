@@ -84,6 +84,11 @@ class Tokenizer:
         """The token's bytes as text, for showing it; broken characters are U+FFFD."""
         return self._bytes(number).decode("utf-8", "replace")
 
+    def named(self, text: str) -> list[int]:
+        """The ids whose bytes are exactly this text's, or whose name it is; mostly one or none. Looks at the whole vocabulary."""
+        data = text.encode()
+        return [number for number in range(self.size) if data and self._bytes(number) == data]
+
     def unused(self, count: int) -> list[int]:
         """The ids below count that are no token."""
         return [number for number in range(count) if self._library.id_to_token(number) is None]
@@ -142,13 +147,17 @@ class Stream:
 
     def feed(self, number: int) -> str:
         """The text that is complete now: '' inside a character."""
+        return self.feed_bytes(number)[1]
+
+    def feed_bytes(self, number: int) -> tuple[bytes, str]:
+        """(the bytes that this token adds to the text, the text that is complete now)."""
         if number in self._tokenizer.control:
-            return ""
+            return b"", ""
         data = self._tokenizer.token_bytes(number)
         if self._at_start and data:
             self._at_start = False
             data = data.removeprefix(b" ")
-        return self._decoder.decode(data)
+        return data, self._decoder.decode(data)
 
     def finish(self) -> str:
         """U+FFFD for a character that never became complete, else ''."""

@@ -1,0 +1,210 @@
+"""`llm score [TEXT]`: how likely each token of a given text is, and the text as a whole."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
+
+from llmcli.cli import bars, stdin
+from llmcli.cli.console import Answer, Console, is_terminal, open_answer
+from llmcli.cli.heat import Column, Painter, Rows, legend, surprise
+from llmcli.cli.options import OUTPUT, TEXT, Common, Model, Output, count, option
+from llmcli.cli.progress import Report, progress
+from llmcli.cli.render import SCHEMA, to_line
+from llmcli.cli.tokens import Tokens, read_ids
+from llmcli.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmcli.engine import Engine
+    from llmcli.scoring import Scored, Totals
+    from llmcli.text.tokenizer import Tokenizer
+
+READING = "How it is read"
+
+EXAMPLE = 'llm score "The cat sat on the moon." --table'
+
+LONG = 4096
+"""Tokens of a text that is worth a progress bar."""
+LAYOUT = (
+    Column("position", 8, need=2),
+    Column("token", 18, left=True),
+    Column("id", 7, need=3),
+    Column("probability", 11),
+    Column("bits", 6),
+    Column("rank", 6, need=1),
+    Column("favourite", 28, left=True, need=4),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(Tokens, Output, Model, Common):
+    ids: Annotated[bool, option("--ids", section=TEXT, help="TEXT is token ids, or what llm run --json says")] = False
+    window: Annotated[
+        int | None, option("--window", section=READING, metavar="N", parser=count(2, 2**24), help="tokens read at once (the context)")
+    ] = None
+    stride: Annotated[
+        int | None,
+        option("--stride", section=READING, metavar="N", parser=count(1, 2**24), help="tokens between windows (half of --window)"),
+    ] = None
+    table: Annotated[bool, option("--table", section=OUTPUT, help="a row a token, also on a terminal")] = False
+    json: Annotated[bool, option("--json", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
+    k: Annotated[int, option("-k", section=OUTPUT, metavar="K", parser=count(0, 10_000), help="the K likeliest at each place (1)")] = 1
+
+
+def execute(options: Options, console: Console) -> int:
+    if options.json and options.table:
+        raise UsageError("--json and --table exclude each other", todo="Use one of them")
+    if options.ids and (options.chat or options.special):
+        raise UsageError("--ids", "--chat and --special are for text", "Leave them out")
+    text = stdin.gather(options, console)
+    ids = read_ids(text) if options.ids else None
+    engine = options.load(console)
+    with contextlib.closing(engine):
+        from llmcli import scoring
+        from llmcli.text.tokenizer import Stream
+
+        tokenizer = engine.tokenizer
+        if ids is None:
+            ids = options.encoder(engine.name, tokenizer, engine.template)(text)
+        window, stride = scoring.windows(engine, options.window, options.stride)
+        if len(ids) > window + 1:
+            console.note(f"the text is read in windows of {window:,} tokens that overlap by {window - stride:,}")
+        stream, totals = Stream(tokenizer), scoring.Totals()
+        with open_answer(options.output) as answer, _progress(options, console, len(ids)) as report:
+            writer = _writer(options, console, answer, tokenizer)
+            for token in scoring.score(engine, ids, writer.top, window, stride):
+                data, piece = stream.feed_bytes(token.id)
+                totals.add(token, len(data))
+                writer.token(token, piece)
+                report("scoring", token.position + 1, len(ids))
+            writer.end(stream.finish(), _summary(engine, totals, window, stride))
+    return 0
+
+
+@contextlib.contextmanager
+def _progress(options: Options, console: Console, tokens: int) -> Iterator[Report]:
+    """A bar for long texts, unless the answer itself is seen growing."""
+    if tokens <= LONG or (options.output is None and is_terminal(sys.stdout)):
+        yield lambda what, done, total: None
+        return
+    with progress(console) as report:
+        yield lambda what, done, total: None if done % 256 and done != total else report(what, done, total)
+
+
+class Writer(Protocol):
+    top: int
+    """How many of the likeliest tokens it wants to know."""
+
+    def token(self, token: Scored, piece: str) -> None:
+        """piece: the text that this token completes."""
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        """rest: text that never became complete."""
+
+
+def _writer(options: Options, console: Console, answer: Answer, tokenizer: Tokenizer) -> Writer:
+    if options.json:
+        return JsonLines(answer, tokenizer, options.k)
+    if options.table or options.output is not None or not console.colored(sys.stdout):
+        terminal = options.output is None and is_terminal(sys.stdout)
+        return Table(answer, tokenizer, options.k, shutil.get_terminal_size().columns if terminal else 0)
+    return Heat(answer, tokenizer)
+
+
+class Heat:
+    """The text, coloured by surprise, with a legend."""
+
+    top = 0
+
+    def __init__(self, answer: Answer, tokenizer: Tokenizer) -> None:
+        self._answer, self._tokenizer, self._painter, self._bits = answer, tokenizer, Painter(), 0.0
+
+    def token(self, token: Scored, piece: str) -> None:
+        if token.rank:  # a character of several tokens is as surprising as the most surprising of them
+            self._bits = max(self._bits, token.bits)
+        if token.id in self._tokenizer.control:
+            self._answer.write_styled(self._painter.paint(self._tokenizer.token_text(token.id), surprise(self._bits) or bars.DIM))
+        elif piece:
+            self._answer.write_styled(self._painter.paint(piece, surprise(self._bits)))
+        else:
+            return
+        self._bits = 0.0
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        self._answer.write_styled(
+            self._painter.paint(rest, surprise(self._bits)) + self._painter.finish() + legend() + totals_line(summary)
+        )
+
+
+class Table:
+    """A row a token."""
+
+    def __init__(self, answer: Answer, tokenizer: Tokenizer, top: int, columns: int) -> None:
+        self.top, self._answer, self._tokenizer, self._rows = top, answer, tokenizer, Rows(LAYOUT, columns)
+        answer.write_styled(self._rows.header())
+
+    def token(self, token: Scored, piece: str) -> None:
+        numbers = ["", "", ""]
+        if token.rank:
+            numbers = [bars.percent(math.exp(token.logprob)), f"{token.bits:.2f}", f"{token.rank}"]
+        others = "  ".join(f"{self._name(number)} {bars.percent(math.exp(value))}" for number, value in token.top)
+        cells = [str(token.position), self._name(token.id), str(token.id), *numbers, others]
+        self._answer.write_styled(self._rows.row(cells))
+
+    def _name(self, number: int) -> str:
+        return bars.visible(self._tokenizer.token_text(number), self._tokenizer.token_bytes(number))
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        self._answer.write_styled(totals_line(summary))
+
+
+class JsonLines:
+    """A record a token, then the summary (docs/json.md)."""
+
+    def __init__(self, answer: Answer, tokenizer: Tokenizer, top: int) -> None:
+        self.top, self._answer, self._tokenizer = top, answer, tokenizer
+
+    def token(self, token: Scored, piece: str) -> None:
+        record = {"position": token.position, **self._named(token.id)}
+        if token.rank:
+            record |= {"logprob": token.logprob, "rank": token.rank, "surprise_bits": token.bits, "entropy_bits": token.entropy_bits}
+        else:
+            record |= dict.fromkeys(("logprob", "rank", "surprise_bits", "entropy_bits"))
+        if self.top:
+            unknown = {"final_prob": None, "removed_by": None}  # nothing is drawn here
+            record["top"] = [{**self._named(number), "logprob": value, **unknown} for number, value in token.top]
+        self._answer.write(to_line(record))
+
+    def _named(self, number: int) -> dict[str, Any]:
+        data = self._tokenizer.token_bytes(number)
+        return {"id": number, "text": data.decode("utf-8", "replace"), "bytes": data.hex()}
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        self._answer.write(to_line({"type": "summary", "schema": SCHEMA, **summary}))
+
+
+def _summary(engine: Engine, totals: Totals, window: int, stride: int) -> dict[str, Any]:
+    return {
+        "model": engine.name,
+        "tokens": totals.tokens,
+        "scored_tokens": totals.scored,
+        "scored_bytes": totals.bytes,
+        "logprob": totals.logprob,
+        "perplexity": totals.perplexity,
+        "bits_per_byte": totals.bits_per_byte,
+        "window": window,
+        "stride": stride,
+    }
+
+
+def totals_line(summary: dict[str, Any]) -> str:
+    """The last line for people."""
+    if not summary["scored_tokens"]:
+        return f"1 token, which follows nothing: nothing is scored, {summary['model']}\n"
+    numbers = f"perplexity {summary['perplexity']:.4g}, {summary['bits_per_byte']:.4f} bits per byte"
+    return f"{numbers}, {summary['scored_tokens']:,} of {summary['tokens']:,} tokens scored, {summary['model']}\n"
