@@ -266,6 +266,8 @@ class Model:
                     step = next(steps, None)
                 if step is None:
                     return
+                if step.finish is not None:
+                    stack.close()  # whoever takes the last step need not ask for another one
                 yield step
 
     @contextlib.contextmanager

@@ -88,7 +88,8 @@ class KVCache:
     def _take(self, count: int) -> list[int]:
         """So many free blocks, or none of them: a sequence that gets a part of what it needs would keep it from others."""
         if count > len(self._free):
-            raise OutOfMemory("the KV cache is full", f"{self.blocks * BLOCK:,} positions, {len(self._free) * BLOCK:,} of them free")
+            why = f"{self.blocks * BLOCK:,} positions, {len(self._free) * BLOCK:,} of them free"
+            raise OutOfMemory("the KV cache is full", why, "Have fewer texts in work at once, or make room for more")
         taken = [self._free.pop() for _ in range(count)]
         for block in taken:
             self._owners[block] = 1

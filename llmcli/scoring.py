@@ -1,10 +1,10 @@
 """How likely a given text is, token by token: its probability, its rank, and what the model would have said instead.
 
-    window 1   [0 ............. W)                predicts tokens 1 to W
-    window 2        [S ............. S + W)       predicts the S tokens after those, and so on
+    window 1   [0 ............. W)                scores tokens 1 to W - 1
+    window 2        [S ............. S + W)       scores the last S of its tokens, and so on
 A text that is longer than the context is read in windows of W tokens, each S (the stride) further: every token is predicted from at
-least W - S tokens before it, or from all there are. Logits are computed only for rows that predict something new, some rows at a
-time, so memory does not grow with the text. It yields records and never prints.
+least W - S tokens before it, or from all there are (as in the "fixed-length models" guide of transformers). Logits are computed only
+for rows that predict something new, some rows at a time, so memory does not grow with the text. It yields records and never prints.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def windows(engine: Engine, window: int | None = None, stride: int | None = None
     if not 2 <= size <= engine.context:
         raise UsageError(f"a window of {size:,} tokens", f"the context has room for 2 to {engine.context:,}", "Change --window or -c")
     step = size // 2 if stride is None else stride
-    if not 1 <= step <= size:
-        raise UsageError(f"a stride of {step:,} tokens", f"the windows have {size:,}", "Change --stride")
+    if not 1 <= step < size:
+        raise UsageError(f"a stride of {step:,} tokens", f"windows of {size:,} have to overlap: 1 to {size - 1:,}", "Change --stride")
     return size, step
 
 
@@ -117,7 +117,7 @@ def _score(past: Past, ids: Sequence[int], top: int, size: int, step: int) -> It
     yield Scored(0, ids[0])
     start, first = 0, 1
     while first < len(ids):
-        part = list(ids[start : start + size + 1])
+        part = list(ids[start : start + size])
         for at, result in predictions(past, part, first - start):
             yield from _records(result, part[at : at + len(result.logits)], start + at, top)
         first = start + len(part)

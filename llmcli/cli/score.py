@@ -72,7 +72,7 @@ def execute(options: Options, console: Console) -> int:
         if ids is None:
             ids = options.encoder(engine.name, tokenizer, engine.template)(text)
         window, stride = scoring.windows(engine, options.window, options.stride)
-        if len(ids) > window + 1:
+        if len(ids) > window:
             console.note(f"the text is read in windows of {window:,} tokens that overlap by {window - stride:,}")
         stream, totals = Stream(tokenizer), scoring.Totals()
         with open_answer(options.output) as answer, _progress(options, console, len(ids)) as report:
