@@ -21,7 +21,7 @@ from llmcli import scoring
 from llmcli.choices import Choice, choose, joined
 from llmcli.errors import UsageError
 from llmcli.generate import NextTokens, Settings, Step, generate, next_tokens, settings_for
-from llmcli.past import Past
+from llmcli.past import Past, check_known
 from llmcli.text.template import Message, encode_chat
 from llmcli.text.tokenizer import Stream
 
@@ -163,7 +163,8 @@ class Model:
         same text; None: a new one. probs: how many of the likeliest tokens a step lists in `.top`. special: control tokens written in the
         prompt are control tokens. The texts of all steps together are the continuation.
 
-        Raises UsageError at once for a value out of range; the first step InputError, ContextOverflow, NumericalError.
+        Raises UsageError and InputError at once for values out of range and unknown tokens; the first step InputError for a text without
+        tokens, ContextOverflow, NumericalError.
         """
         return self._generate(self._ids(prompt, special), max_tokens, stop, seed, probs, options)
 
@@ -299,7 +300,11 @@ class Model:
 
     def _ids(self, text: Text, special: bool) -> list[int]:
         with self._turn():
-            return self._engine.tokenizer.encode(text, special=special) if isinstance(text, str) else [int(number) for number in text]
+            if isinstance(text, str):
+                return self._engine.tokenizer.encode(text, special=special)
+            ids = [int(number) for number in text]
+            check_known(self._engine, ids)
+            return ids
 
     def _chat_ids(self, messages: Sequence[Message]) -> list[int]:
         with self._turn():

@@ -89,6 +89,14 @@ def check(engine: Engine, ids: Sequence[int]) -> None:
         raise ContextOverflow("the prompt does not fit", f"{len(ids):,} tokens, the context has room for {engine.context:,}")
 
 
+def check_known(engine: Engine, ids: Sequence[int]) -> None:
+    """Raises InputError for a token that the model does not have. A step checks its own tokens; this is for what looks ahead."""
+    vocab = engine.plan.vocab
+    for number in ids:
+        if not 0 <= number < vocab:
+            raise InputError(f"the model does not know token {number}", f"it knows those from 0 to {vocab - 1:,}")
+
+
 def distribution(result: Result, row: int = -1) -> Distribution:
     """A copy of one row: the arrays of a result are overwritten by the next step. Raises NumericalError on NaN."""
     logsumexp, entropy = float(result.logsumexp[row]), float(result.entropy[row])

@@ -19,7 +19,7 @@ import numpy.typing as npt
 from llmcli.backends.backend import Result
 from llmcli.engine import MOST_TOKENS, Engine
 from llmcli.errors import InputError, NumericalError, UsageError
-from llmcli.past import Past, common
+from llmcli.past import Past, check_known, common
 
 LOGITS = 32 << 20
 """Bytes of logits that are kept at once. A vocabulary of 49,152 tokens then has 170 rows: still a step bound by arithmetic."""
@@ -106,6 +106,7 @@ def score(
     size, step = windows(engine, window, stride)
     if not ids:
         raise InputError("the text is empty", "there is nothing to score", "Give it some text")
+    check_known(engine, ids)  # the last one is predicted and never computed
     if past is not None:
         yield from _score(past, ids, top, size, step)
         return
@@ -127,6 +128,7 @@ def _score(past: Past, ids: Sequence[int], top: int, size: int, step: int) -> It
 def logprobs(past: Past, ids: Sequence[int], first: int) -> list[float]:
     """Logarithms of the probabilities of ids[first:], each after all before it. first: 1 or more. Computes only what `past` does not
     have. Raises as `Past.read` does."""
+    check_known(past.engine, ids)
     found: list[float] = []
     for at, result in predictions(past, ids, first):
         found += _logprobs(result, np.array(ids[at : at + len(result.logits)], np.int32)).tolist()
@@ -158,7 +160,6 @@ def _records(result: Result, ids: Sequence[int], position: int, top: int) -> Ite
 
 def _logprobs(result: Result, targets: npt.NDArray[np.int32]) -> npt.NDArray[np.float64]:
     """[R] the target tokens' logarithms, as `Distribution.logprob` computes them."""
-    _check(targets, result.logits.shape[1])
     found: npt.NDArray[np.float64] = result.logits[np.arange(len(targets)), targets].astype(np.float64) - result.logsumexp
     return found
 
@@ -183,10 +184,3 @@ def _best(result: Result, top: int) -> list[tuple[tuple[int, float], ...]]:
         values = np.take_along_axis(result.logits, ids, 1)
     logprobs = values[:, :top].astype(np.float64) - result.logsumexp[:, None]
     return [tuple(zip(*row, strict=True)) for row in zip(ids[:, :top].tolist(), logprobs.tolist(), strict=True)]
-
-
-def _check(targets: npt.NDArray[np.int32], vocab: int) -> None:
-    """The last token of a text is predicted and never computed: no step has looked at it."""
-    wrong = targets[(targets < 0) | (targets >= vocab)]
-    if len(wrong):
-        raise InputError(f"the model does not know token {wrong[0]}", f"it knows those from 0 to {vocab - 1:,}")

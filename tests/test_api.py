@@ -103,7 +103,9 @@ def test_errors_are_the_documented_classes(model: llmcli.Model) -> None:
     with pytest.raises(ContextOverflow):
         next(model.generate([5] * 300))
     with pytest.raises(InputError):
-        next(model.generate([4096]))
+        model.generate([4096])
+    with pytest.raises(InputError):
+        model.generate([2**70])
     with pytest.raises(InputError):
         next(model.generate([]))
     with pytest.raises(InputError):

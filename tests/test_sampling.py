@@ -128,12 +128,15 @@ def test_generation_config() -> None:
     assert (s.temperature, s.top_k, s.top_p, s.repeat_penalty, s.min_p) == (0.6, 20, 0.9, 1.1, 0.05)
     assert from_generation_config({"do_sample": False, "temperature": 0.6}).temperature == 0.0
     assert s.changed({"temperature": 0.0, "top_k": None}).temperature == 0.0
+    wrong = {"temperature": -1, "top_p": 7, "min_p": math.nan, "top_k": True, "repetition_penalty": "1.2"}
+    assert from_generation_config(wrong) == Settings()
     assert from_generation_config({"repetition_penalty": 0}).repeat_penalty == 1.0  # logits are divided by it
 
 
 def test_extreme_temperatures() -> None:
     logits = np.array([1, 3, 2, -np.inf], np.float32)
     assert of_logits(logits).entropy == pytest.approx(of_logits(logits[:3]).entropy)
-    for temperature, want in ((1e-310, [1, 0, 0, 0]), (1e300, [1 / 3, 1 / 3, 1 / 3, 0])):
+    hot = np.exp(np.array([3, 2, 1, -np.inf]) / 100)
+    for temperature, want in ((1e-310, [1, 0, 0, 0]), (100.0, hot / hot.sum())):
         found = filters.apply(of_logits(logits), Settings(temperature=temperature, top_k=0, top_p=1.0, min_p=0.0))
         np.testing.assert_allclose(found.probs, want)

@@ -146,9 +146,10 @@ class Table:
 
     def __init__(self, answer: Answer, tokenizer: Tokenizer, top: int, columns: int) -> None:
         self.top, self._answer, self._tokenizer, self._rows = top, answer, tokenizer, Rows(LAYOUT, columns)
-        answer.write_styled(self._rows.header())
 
     def token(self, token: Scored, piece: str) -> None:
+        if token.position == 0:  # not before: a text may turn out to be none
+            self._answer.write_styled(self._rows.header())
         numbers = ["", "", ""]
         if token.rank:
             numbers = [bars.percent(math.exp(token.logprob)), f"{token.bits:.2f}", f"{token.rank}"]
