@@ -102,7 +102,7 @@ def test_every_module_is_in_the_table() -> None:
 def test_imports_of_ours(name: str) -> None:
     keys = [key for key in OURS if within(name, key)]
     home = max(keys, key=len) if keys else None
-    allowed = OURS[home] if home else set()
+    allowed = OURS[home] if home is not None else set()
     for imported in imports(MODULES[name]):
         if not within(imported, "llmcli"):
             continue

@@ -9,11 +9,13 @@ import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from llmcli.cli.options import TEXT, Text, option
 from llmcli.errors import InputError, UsageError
-from llmcli.text.tokenizer import Tokenizer
+
+if TYPE_CHECKING:
+    from llmcli.text.tokenizer import Tokenizer
 
 
 @dataclass(frozen=True, kw_only=True)
