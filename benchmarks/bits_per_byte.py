@@ -11,30 +11,18 @@ from __future__ import annotations
 
 import argparse
 import lzma
+import math
 from pathlib import Path
 
-import numpy as np
-
 from llmcli import engine
-from llmcli.backends.backend import Batch
+from llmcli.scoring import score
 
 
 def bits_per_byte(model: engine.Engine, text: str, window: int, stride: int) -> tuple[float, int]:
     """(bits per byte, tokens scored)."""
-    ids = np.array(model.tokenizer.encode(text, special=True), np.int32)
-    total, scored = 0.0, 1
-    for start in range(0, len(ids), stride):
-        part = ids[start : start + window]
-        sequence = model.cache.sequence()
-        result = model.run(Batch.of(sequence, part, "all"))
-        fresh = np.arange(max(scored, start + 1), start + len(part))
-        rows = fresh - start - 1
-        total += float((result.logsumexp[rows] - result.logits[rows, ids[fresh]]).sum())
-        sequence.close()
-        scored = start + len(part)
-        if scored == len(ids):
-            break
-    return total / np.log(2) / len(text.encode()), len(ids) - 1
+    ids = model.tokenizer.encode(text, special=True)
+    bits = math.fsum(token.bits for token in score(model, ids, window=window, stride=stride) if token.rank)
+    return bits / len(text.encode()), len(ids) - 1
 
 
 def main() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import unicodedata
 from collections.abc import Sequence
@@ -97,9 +98,10 @@ def percent(value: float) -> str:
 
 def width(text: str) -> int:
     """Columns that text takes on a terminal: East Asian characters two, combining ones none."""
-    return sum(_columns(character) for character in text)
+    return len(text) if text.isascii() else sum(map(_columns, text))
 
 
+@functools.lru_cache(maxsize=4096)
 def _columns(character: str) -> int:
     if unicodedata.combining(character) or unicodedata.category(character) in ("Mn", "Me", "Cf"):
         return 0
@@ -108,11 +110,13 @@ def _columns(character: str) -> int:
 
 def align(cell: str, columns: int, left: bool) -> str:
     """The cell in so many columns, cut off where it has more."""
-    if width(cell) > columns:
-        while width(cell) >= columns:
+    taken = width(cell)
+    if taken > columns:
+        while taken >= columns:
             cell = cell[:-1]
-        cell += "…"
-    space = " " * (columns - width(cell))
+            taken = width(cell)
+        cell, taken = cell + "…", taken + 1
+    space = " " * (columns - taken)
     return cell + space if left else space + cell
 
 

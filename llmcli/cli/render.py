@@ -101,7 +101,10 @@ def candidate_record(candidate: Candidate, names: Iterable[str]) -> dict[str, An
 
 def to_line(value: Any) -> str:
     """A line of JSON. Numbers that JSON does not have are null."""
-    return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+    except (TypeError, ValueError):  # rare, and looking at every value first takes longer than writing them
+        return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
@@ -141,34 +142,54 @@ class Heat:
         )
 
 
+class Lines:
+    """Lines on their way out, some at a time: a system call for each would take as long as making it."""
+
+    def __init__(self, write: Callable[[str], None]) -> None:
+        self._write = write
+        self._held: list[str] = []
+
+    def add(self, line: str) -> None:
+        self._held.append(line)
+        if len(self._held) == 64:
+            self.flush()
+
+    def flush(self) -> None:
+        self._write("".join(self._held))
+        self._held.clear()
+
+
 class Table:
     """A row a token."""
 
     def __init__(self, answer: Answer, tokenizer: Tokenizer, top: int, columns: int) -> None:
-        self.top, self._answer, self._tokenizer, self._rows = top, answer, tokenizer, Rows(LAYOUT, columns)
+        self.top, self._lines, self._tokenizer, self._rows = top, Lines(answer.write_styled), tokenizer, Rows(LAYOUT, columns)
+        self._name = functools.lru_cache(maxsize=None)(self._find_name)  # as many as the vocabulary has
 
     def token(self, token: Scored, piece: str) -> None:
         if token.position == 0:  # not before: a text may turn out to be none
-            self._answer.write_styled(self._rows.header())
+            self._lines.add(self._rows.header())
         numbers = ["", "", ""]
         if token.rank:
             numbers = [bars.percent(math.exp(token.logprob)), f"{token.bits:.2f}", f"{token.rank}"]
         others = "  ".join(f"{self._name(number)} {bars.percent(math.exp(value))}" for number, value in token.top)
         cells = [str(token.position), self._name(token.id), str(token.id), *numbers, others]
-        self._answer.write_styled(self._rows.row(cells))
+        self._lines.add(self._rows.row(cells))
 
-    def _name(self, number: int) -> str:
+    def _find_name(self, number: int) -> str:
         return bars.visible(self._tokenizer.token_text(number), self._tokenizer.token_bytes(number))
 
     def end(self, rest: str, summary: dict[str, Any]) -> None:
-        self._answer.write_styled(totals_line(summary))
+        self._lines.add(totals_line(summary))
+        self._lines.flush()
 
 
 class JsonLines:
     """A record a token, then the summary (docs/json.md)."""
 
     def __init__(self, answer: Answer, tokenizer: Tokenizer, top: int) -> None:
-        self.top, self._answer, self._tokenizer = top, answer, tokenizer
+        self.top, self._lines, self._tokenizer = top, Lines(answer.write), tokenizer
+        self._named = functools.lru_cache(maxsize=None)(self._find_named)
 
     def token(self, token: Scored, piece: str) -> None:
         record = {"position": token.position, **self._named(token.id)}
@@ -179,14 +200,15 @@ class JsonLines:
         if self.top:
             unknown = {"final_prob": None, "removed_by": None}  # nothing is drawn here
             record["top"] = [{**self._named(number), "logprob": value, **unknown} for number, value in token.top]
-        self._answer.write(to_line(record))
+        self._lines.add(to_line(record))
 
-    def _named(self, number: int) -> dict[str, Any]:
+    def _find_named(self, number: int) -> dict[str, Any]:
         data = self._tokenizer.token_bytes(number)
         return {"id": number, "text": data.decode("utf-8", "replace"), "bytes": data.hex()}
 
     def end(self, rest: str, summary: dict[str, Any]) -> None:
-        self._answer.write(to_line({"type": "summary", "schema": SCHEMA, **summary}))
+        self._lines.add(to_line({"type": "summary", "schema": SCHEMA, **summary}))
+        self._lines.flush()
 
 
 def _summary(engine: Engine, totals: Totals, window: int, stride: int) -> dict[str, Any]:
