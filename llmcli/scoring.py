@@ -27,7 +27,8 @@ LOGITS = 32 << 20
 
 @dataclass(frozen=True, slots=True)
 class Scored:
-    """One token of a text. Logarithms are natural. The first token follows nothing: its numbers are NaN and its rank 0."""
+    """One token of a text. Logarithms are natural. The first token, and where windows do not overlap the first of each, follows nothing:
+    its numbers are NaN and its rank 0."""
 
     position: int
     """From 0."""
@@ -90,8 +91,8 @@ def windows(engine: Engine, window: int | None = None, stride: int | None = None
     if not 2 <= size <= engine.context:
         raise UsageError(f"a window of {size:,} tokens", f"the context has room for 2 to {engine.context:,}", "Change --window or -c")
     step = size // 2 if stride is None else stride
-    if not 1 <= step < size:
-        raise UsageError(f"a stride of {step:,} tokens", f"windows of {size:,} have to overlap: 1 to {size - 1:,}", "Change --stride")
+    if not 1 <= step <= size:
+        raise UsageError(f"a stride of {step:,} tokens", f"the windows have {size:,}: 1 to {size:,}", "Change --stride")
     return size, step
 
 
@@ -115,9 +116,11 @@ def score(
 
 
 def _score(past: Past, ids: Sequence[int], top: int, size: int, step: int) -> Iterator[Scored]:
-    yield Scored(0, ids[0])
-    start, first = 0, 1
+    start = first = 0
     while first < len(ids):
+        if first == start:
+            yield Scored(start, ids[start])
+            first += 1
         part = list(ids[start : start + size])
         for at, result in predictions(past, part, first - start):
             yield from _records(result, part[at : at + len(result.logits)], start + at, top)

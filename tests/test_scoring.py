@@ -109,8 +109,11 @@ def test_windows(demo: Engine) -> None:
     assert scored[1:100] == list(score(demo, ids[:100]))[1:]
     second = list(score(demo, ids[30:130]))[70:]
     assert scored[100:130] == [dataclasses.replace(token, position=30 + token.position) for token in second]
-    assert len(list(score(demo, ids[:301]))) == 301
-    for window, stride in ((1, None), (301, None), (100, 100), (100, 0), (0, 1)):
+    apart = list(score(demo, ids, window=100, stride=100))
+    assert [token.position for token in apart if not token.rank] == list(range(0, 700, 100))
+    assert [token.logprob for token in apart[101:200]] == [token.logprob for token in list(score(demo, ids[100:200]))[1:]]
+    assert [len(list(score(demo, ids[:count], window=100, stride=100))) for count in (1, 100, 101, 102)] == [1, 100, 101, 102]
+    for window, stride in ((1, None), (301, None), (100, 101), (100, 0), (0, 1)):
         with pytest.raises(UsageError):
             scoring.windows(demo, window, stride)
     assert scoring.windows(demo) == (300, 150)
