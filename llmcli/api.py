@@ -121,8 +121,8 @@ def load(
 class Model:
     """A loaded model. Close it, or use it in a `with`.
 
-    Threads may share it: they take turns, token by token. Two models compute independently of each other. What a call has computed is
-    kept for the next one, which computes only what is new; that changes no result.
+    Threads may share it: they take turns, token by token of a continuation and call by call of the rest. Models compute independently of
+    each other. What a call has computed is kept for the next one, which computes only what is new; that changes no result.
     """
 
     def __init__(self, engine: engines.Engine) -> None:

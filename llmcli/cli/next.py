@@ -141,7 +141,7 @@ def _choices(
             answer.write(to_line(_record(engine, ids) | {"choices": choices}))
     elif len(prompts) == 1:
         answer.write_styled(choice_table(found[0], _colored(options, console), _columns(options)))
-        answer.write(f"{len(answers)} choices, {engine.name}, {_count(len(prompts[0]))} of text\n")
+        answer.write(f"{_count(len(answers), 'choice')}, {engine.name}, {_count(len(prompts[0]))} of text\n")
     else:
         rows = [(escape.name(cells[0].text), [cell.prob for cell in cells]) for cells in zip(*found, strict=True)]
         answer.write_styled(comparison("choice", texts, rows, _columns(options)))
@@ -165,8 +165,8 @@ def _entropy(found: NextTokens, tokens: int, engine: Engine) -> str:
     return f"entropy {found.entropy_bits:.3f} bits, {engine.name}, {_count(tokens)} of text\n"
 
 
-def _count(tokens: int) -> str:
-    return f"{tokens:,} token{'' if tokens == 1 else 's'}"
+def _count(number: int, thing: str = "token") -> str:
+    return f"{number:,} {thing}{'' if number == 1 else 's'}"
 
 
 def _colored(options: Options, console: Console) -> bool:
