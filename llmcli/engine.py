@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcli import memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
-from llmcli.errors import CorruptFile, UsageError
+from llmcli.errors import CorruptFile, TemplateError, UsageError
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -25,6 +25,12 @@ from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
 from llmcli.weights.packed import FILE, Packed
 
+if TYPE_CHECKING:
+    from llmcli.text.template import Message
+    from llmcli.text.thinking import Prompt, Think
+
+DEFAULT = "default"
+"""The name of the chat template for plain conversations, among several."""
 DEFAULT_CONTEXT = 4096
 MOST_TOKENS = 256
 """Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
@@ -49,10 +55,36 @@ class Engine:
         self.memory_bytes = file.weights_size
         self.load_seconds = 0.0
         self.tokenizer = read_tokenizer(file)
-        self.template = read_template(file)
+        self.templates = read_templates(file)
         self.generation_config = read_json(file, "generation_config.json")
         self.end_ids = _end_ids(self.generation_config, read_json(file, "config.json"), self.tokenizer)
+        # A list there is its author's whole answer; one number is often the end of a document only.
+        self._knows_turns = isinstance(self.generation_config.get("eos_token_id"), list)
         self._runner = runner
+
+    @property
+    def template(self) -> str | None:
+        """The model's chat template; None: a model that continues texts. Raises TemplateError where it has several, none of them
+        for plain conversations."""
+        return default_template(self.templates)
+
+    def prompt(self, messages: Sequence[Message], think: Think = "auto") -> Prompt:
+        """The tokens of a conversation, ready for the answer; the model's end-of-turn token ends answers from now on.
+
+        think: what becomes of its thoughts (`text/thinking.py`).
+        Raises UsageError for a model without a chat template, TemplateError, InputError.
+        """
+        from llmcli.text import template, thinking
+
+        source = self.template
+        if source is None:
+            raise UsageError("a conversation", f"{self.name} has no chat template", "Give it a text to continue")
+        found = thinking.prompt(self.tokenizer, source, messages, think)
+        if not self._knows_turns:
+            end = template.turn_end(self.tokenizer, source)
+            self.end_ids |= frozenset(() if end is None else (end,)) - found.shown
+            self._knows_turns = True
+        return found
 
     def run(self, batch: Batch) -> Result:
         """One step. Raises InputError for an unknown token, NumericalError, and Stopped when `stop` was called meanwhile;
@@ -81,13 +113,14 @@ def load(
     kv: str = "auto",
     texts: int = 1,
     verify: bool = True,
+    chat: bool = False,
     notify: Callable[[str], None] | None = None,
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
     kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
-    cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. notify: hears, in
-    a line each, what takes unusually long or is out of order.
+    cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
+    the chat template is started meanwhile. notify: hears, in a line each, what takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
     """
     start = time.perf_counter()
@@ -97,6 +130,10 @@ def load(
         kind = cache_type(file.quantization) if kv == "auto" else kv
         needed = sum(memory_of(file, plan, kind, texts).values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
+        if chat and (source := read_templates(file).get(DEFAULT)):
+            from llmcli.text import template
+
+            template.prepare(source)
         weights = file.load(verify)
         backends.check(module, plan, weights)
         cache = KVCache(plan.cache, texts * blocks(plan), kind)
@@ -172,18 +209,33 @@ def read_tokenizer(file: Packed) -> Tokenizer:
     return Tokenizer(file.file("tokenizer.json"), read_json(file, "tokenizer_config.json"))
 
 
-def read_template(file: Packed) -> str | None:
-    """The model's chat template, from the newest of the places where it may stand."""
+def read_templates(file: Packed) -> dict[str, str]:
+    """The model's chat templates by name, from the first place that has any, as `transformers` looks for them (and, behind those,
+    chat_template.json, which older models for text and images have)."""
     if "chat_template.jinja" in file.files:
-        return file.file("chat_template.jinja").decode("utf-8", "replace")
-    for name in ("chat_template.json", "tokenizer_config.json"):
+        return {DEFAULT: file.file("chat_template.jinja").decode("utf-8", "replace")}
+    for name in ("tokenizer_config.json", "chat_template.json"):
         found = read_json(file, name).get("chat_template")
-        if isinstance(found, list):  # several, by name
-            named = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
-            found = named.get("default")
-        if isinstance(found, str):
-            return found
-    return None
+        if isinstance(found, list):
+            found = {item.get("name"): item.get("template") for item in found if isinstance(item, dict)}
+        named = found if isinstance(found, dict) else {DEFAULT: found}
+        texts = {key: text for key, text in named.items() if isinstance(key, str) and isinstance(text, str)}
+        if texts:
+            return texts
+    return {}
+
+
+def read_template(file: Packed) -> str | None:
+    """The one that `Engine.template` is. Raises TemplateError."""
+    return default_template(read_templates(file))
+
+
+def default_template(templates: Mapping[str, str]) -> str | None:
+    """The template for plain conversations; None where there are no templates at all. Raises TemplateError."""
+    if templates and DEFAULT not in templates:
+        names = ", ".join(sorted(templates))[:200]
+        raise TemplateError("the model's chat template", f"it has several ({names}) and none that is called {DEFAULT}")
+    return templates.get(DEFAULT)
 
 
 def read_text(reference: str | None) -> tuple[str, Tokenizer, str | None]:

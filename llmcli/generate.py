@@ -6,7 +6,7 @@ It yields steps and never prints. One prompt, one sequence; the same steps wheth
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
 
 from llmcli.engine import Engine
@@ -76,23 +76,25 @@ def settings_for(engine: Engine, overrides: dict[str, object]) -> Settings:
     return settings
 
 
-def generate(engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0, past: Past | None = None) -> Iterator[Step]:
+def generate(
+    engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0, past: Past | None = None, shown: Set[int] = frozenset()
+) -> Iterator[Step]:
     """Continues the tokens `ids`; probs: how many candidates each step lists; past: what may have computed some of them, and
-    holds them and the answer afterwards.
+    holds them and the answer afterwards; shown: control tokens whose names are part of the text.
 
     Raises ContextOverflow when the prompt does not fit, InputError when it is empty or has an unknown token, NumericalError on NaN.
     """
     if settings.max_tokens == 0:
         return
     if past is not None:
-        yield from _steps(engine, past, list(ids), settings, probs)
+        yield from _steps(engine, past, list(ids), settings, probs, shown)
         return
     with Past(engine) as own:
-        yield from _steps(engine, own, list(ids), settings, probs)
+        yield from _steps(engine, own, list(ids), settings, probs, shown)
 
 
-def _steps(engine: Engine, past: Past, history: list[int], settings: Settings, probs: int) -> Iterator[Step]:
-    stream, stops = Stream(engine.tokenizer, history), Stops(settings.stop)
+def _steps(engine: Engine, past: Past, history: list[int], settings: Settings, probs: int, shown: Set[int]) -> Iterator[Step]:
+    stream, stops = Stream(engine.tokenizer, history, shown), Stops(settings.stop)
     prompt = len(history)
     distribution = past.read(history)
     while True:

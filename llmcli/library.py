@@ -83,7 +83,7 @@ def describe(reference: str | None, context: int | None = None) -> dict[str, Any
             "tokenizer": f"{tokenizer.size:,} tokens",
             "begins_with": tokenizer.bos,
             "ends_with": tokenizer.eos,
-            "template": engine.read_template(file) is not None,
+            "template": bool(engine.read_templates(file)),
             "source": file.source,
             "revision": file.revision,
             "created": file.created,
@@ -92,7 +92,7 @@ def describe(reference: str | None, context: int | None = None) -> dict[str, Any
 
 
 def template(reference: str | None) -> str:
-    """A model's chat template. Raises NotFound where it has none."""
+    """A model's chat template. Raises NotFound where it has none, TemplateError where none of several is for plain conversations."""
     with packed.open(store.find(reference)) as file:
         found = engine.read_template(file)
         if found is None:

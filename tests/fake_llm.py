@@ -1,5 +1,6 @@
 """The command with a model that says what a test wants: `python tests/fake_llm.py run hi`, with FAKE_TEXTS (a JSON list, one
-text a token), FAKE_REPEAT (times that list) and FAKE_DELAY (seconds a token). What is tested is the way from a step to the terminal."""
+text a token), FAKE_REPEAT (times that list), FAKE_DELAY (seconds a token) and FAKE_TEMPLATE. What is tested is the way from a
+step to the terminal."""
 
 from __future__ import annotations
 
@@ -14,6 +15,7 @@ from typing import Any
 
 from llmcli.cli.app import main
 from llmcli.sampling.settings import Settings
+from llmcli.text.thinking import Prompt, find_style
 
 
 class Tokenizer:
@@ -32,6 +34,7 @@ def load(reference: str | None, **options: Any) -> SimpleNamespace:
         tokenizer=Tokenizer(),
         plan=SimpleNamespace(vocab=256),
         template=os.environ.get("FAKE_TEMPLATE"),
+        prompt=prompt,
         generation_config={},
         context=100,
         load_seconds=0.0,
@@ -40,7 +43,14 @@ def load(reference: str | None, **options: Any) -> SimpleNamespace:
     )
 
 
-def generate(engine: Any, ids: list[int], settings: Settings, probs: int = 0) -> Iterator[SimpleNamespace]:
+def prompt(messages: list[dict[str, str]], think: str = "auto") -> Prompt:
+    """Style and opening of thoughts are those of FAKE_TEMPLATE, which is the end of the prompt too; `think` goes into it."""
+    template = os.environ["FAKE_TEMPLATE"]
+    words = "".join(message["content"] for message in messages)
+    return Prompt(list(f"{words}|{think}".encode()), find_style(template, []), template.endswith("<think>"))
+
+
+def generate(engine: Any, ids: list[int], settings: Settings, probs: int = 0, **options: Any) -> Iterator[SimpleNamespace]:
     texts = json.loads(os.environ.get("FAKE_TEXTS", '["ok"]'))
     texts = [repr(bytes(ids).decode())] if texts == "prompt" else texts * int(os.environ.get("FAKE_REPEAT", "1"))
     for index, text in enumerate(texts):

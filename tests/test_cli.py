@@ -246,7 +246,7 @@ def test_json() -> None:
     found = _object(fake("run", "hi", "--json", "--seed", "7", "-n", "3", "--stop", "x", "--stop", "y", FAKE_TEXTS='["a\\u001b", "b"]'))
     assert found["schema"] == 1 and found["text"] == "a\x1bb" and found["finish"] == "eos"
     assert found["settings"]["seed"] == 7 and found["settings"]["max_tokens"] == 3 and found["settings"]["stop"] == ["x", "y"]
-    assert found["tokens"][0] == {"position": 2, "id": 0, "text": "a\x1b", "bytes": "611b", "logprob": None, "rank": 1}
+    assert found["tokens"][0] == {"position": 2, "id": 0, "text": "a\x1b", "bytes": "611b", "part": "answer", "logprob": None, "rank": 1}
     assert found["stats"]["peak_memory_bytes"] > 2**20
 
 

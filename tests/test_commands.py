@@ -101,7 +101,7 @@ def test_a_stop_string(home: Path) -> None:
 def test_probabilities_of_each_token(home: Path) -> None:
     done = llm(home, "run", PROMPT, "-m", "tiny", "-n", "3", "--seed", "1", "--json", "--probs", "4")
     for token in json.loads(answer(done))["tokens"]:
-        assert set(token) == {"position", "id", "text", "bytes", "logprob", "rank", "top"}
+        assert set(token) == {"position", "id", "text", "bytes", "part", "logprob", "rank", "top"}
         assert [set(other) for other in token["top"]] == [{"id", "text", "bytes", "logprob", "final_prob", "removed_by"}] * 4
         assert token["top"][token["rank"] - 1]["logprob"] == token["logprob"] if token["rank"] <= 4 else True
     lines = llm(home, "run", PROMPT, "-m", "tiny", "-n", "3", "--probs", "2").stderr.splitlines()

@@ -72,6 +72,7 @@ class Answer:
     def __init__(self, stream: BinaryIO, terminal: bool = False, name: str = "standard output") -> None:
         self._stream = stream
         self._name = name
+        self.terminal = terminal
         self._escape = escape.Escape() if terminal else None
 
     def write(self, text: str) -> None:

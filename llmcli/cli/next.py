@@ -56,9 +56,9 @@ class Options(Tokens, Sampling, Output, Model, Common):
 def execute(options: Options, console: Console) -> int:
     answers = _answers(options)
     texts = [stdin.gather(options, console), *(options.compare or ())]
-    engine = options.load(console)
+    engine = options.load(console, chat=options.chat)
     with contextlib.closing(engine):
-        encode = options.encoder(engine.name, engine.tokenizer, engine.template)
+        encode = options.encoder(engine.name, engine.tokenizer, engine.template if options.chat else None)
         prompts = [encode(text) for text in texts]
         with open_answer(options.output) as answer:
             if answers is None:

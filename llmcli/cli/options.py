@@ -119,8 +119,8 @@ class Model:
     ] = "cpu"
     no_verify: Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")] = False
 
-    def load(self, console: Console) -> Engine:
-        """The engine that these options mean."""
+    def load(self, console: Console, chat: bool = False) -> Engine:
+        """The engine that these options mean; chat: for conversations, where the model has them."""
         from llmcli import engine
 
         return engine.load(
@@ -130,6 +130,7 @@ class Model:
             backend=self.device,
             kv=self.kv,
             verify=not self.no_verify,
+            chat=chat,
             notify=console.note,
         )
 

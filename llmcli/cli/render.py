@@ -6,39 +6,72 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from llmcli.cli.console import Answer
 
 if TYPE_CHECKING:
     from llmcli.generate import Candidate, Step
+    from llmcli.text.thinking import Piece
 
 SCHEMA = 1
+DIM, PLAIN = "\x1b[2m", "\x1b[0m"
+
+
+Thoughts = Literal["hidden", "dim", "tagged"]
+"""How thoughts are written: not at all; in dim letters; between <think> and </think>, whatever the model's own markers are."""
 
 
 class TextWriter:
     """The text itself, as it comes or (stream False) at once, ended by a newline."""
 
-    def __init__(self, answer: Answer, stream: bool) -> None:
+    def __init__(self, answer: Answer, stream: bool, thoughts: Thoughts = "hidden") -> None:
         self._answer = answer
         self._stream = stream
-        self._parts: list[str] = []
+        self._thoughts = thoughts
+        self._pieces: list[Piece] = []
+        self._thinking = False
+        self._marked = False
+        self._last = ""
 
-    def step(self, step: Step) -> None:
-        self._parts.append(step.text)
+    def step(self, step: Step, pieces: list[Piece], part: str) -> None:
         if self._stream:
-            self._answer.write(step.text)
+            self._write(pieces)
+        else:
+            self._pieces += pieces
 
     def end(self, summary: dict[str, Any]) -> None:
         self.stop()
 
     def stop(self) -> None:
         """What there is, when nothing more comes."""
-        text = "".join(self._parts)
-        if not self._stream:
-            self._answer.write(text)
-        if text and not text.endswith("\n"):
+        self._write(self._pieces)
+        if self._thinking and self._thoughts == "dim":
+            self._answer.write_styled(PLAIN)
+        if self._last and not self._last.endswith("\n"):
             self._answer.write("\n")
+
+    def _write(self, pieces: list[Piece]) -> None:
+        for part, text in pieces:
+            if part == "marker":
+                self._marked = True
+            elif part == "answer" or self._thoughts != "hidden":
+                self._enter(part == "thought")
+                self._answer.write(text)
+                self._last = text
+
+    def _enter(self, thinking: bool) -> None:
+        """Empty lines between thoughts and answer, and between thoughts and other thoughts."""
+        before, marked = self._thinking, self._marked
+        self._thinking, self._marked = thinking, False
+        dim = self._thoughts == "dim"
+        if thinking and before:
+            self._answer.write("\n\n" if marked else "")
+        elif thinking:
+            self._answer.write("\n\n" if self._last else "")
+            self._answer.write_styled(DIM if dim else "<think>\n")
+        elif before:
+            self._answer.write_styled(f"{PLAIN}\n\n" if dim else "\n</think>\n\n")
 
 
 class JsonWriter:
@@ -48,8 +81,8 @@ class JsonWriter:
         self._answer = answer
         self._tokens: list[dict[str, Any]] = []
 
-    def step(self, step: Step) -> None:
-        self._tokens += token_records(step)
+    def step(self, step: Step, pieces: list[Piece], part: str) -> None:
+        self._tokens += token_records(step, part)
 
     def end(self, summary: dict[str, Any]) -> None:
         self._answer.write(to_line({"schema": SCHEMA, **summary, "tokens": self._tokens}))
@@ -64,8 +97,8 @@ class JsonLinesWriter:
     def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
-    def step(self, step: Step) -> None:
-        for record in token_records(step):
+    def step(self, step: Step, pieces: list[Piece], part: str) -> None:
+        for record in token_records(step, part):
             self._answer.write(to_line(record))
 
     def end(self, summary: dict[str, Any]) -> None:
@@ -75,8 +108,8 @@ class JsonLinesWriter:
         """Every line is whole already."""
 
 
-def token_records(step: Step) -> list[dict[str, Any]]:
-    """The record of a step's token; none for a step that only brings left-over text."""
+def token_records(step: Step, part: str) -> list[dict[str, Any]]:
+    """The record of a step's token, which is of this part of the text; none for a step that only brings left-over text."""
     if step.id is None:
         return []
     record = {
@@ -84,6 +117,7 @@ def token_records(step: Step) -> list[dict[str, Any]]:
         "id": step.id,
         "text": step.bytes.decode("utf-8", "replace"),
         "bytes": step.bytes.hex(),
+        "part": part,
         "logprob": step.logprob,
         "rank": step.rank,
     }

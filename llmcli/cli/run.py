@@ -7,18 +7,19 @@ import math
 import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
 from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option, ranged
-from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter
+from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter, Thoughts
 from llmcli.cli.stats import Stats
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
     from llmcli.engine import Engine
     from llmcli.generate import Settings, Step
+    from llmcli.text.thinking import Prompt
 
 
 ANSWER = "The answer"
@@ -46,6 +47,10 @@ class Options(Text, Sampling, Output, Model, Common):
         option("--seed", section=ANSWER, metavar="N", parser=ranged("seed"), help="the same seed, the same text (a new one)"),
     ] = None
     system: Annotated[str | None, option("-s", "--system", section=ANSWER, metavar="TEXT", help="instructions for a chat model")] = None
+    think: Annotated[
+        Literal["auto", "off", "show"],
+        option("--think", section=ANSWER, metavar="HOW", help="a model's thoughts: auto (not in a pipe), off or show"),
+    ] = "auto"
     raw: Annotated[bool, option("--raw", section=ANSWER, help="no chat template: continue the text")] = False
     json: Annotated[bool, option("--json", section=OUTPUT, help="one JSON object at the end")] = False
     jsonl: Annotated[bool, option("--jsonl", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
@@ -65,36 +70,36 @@ def execute(options: Options, console: Console) -> int:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
     prompt = stdin.gather(options, console)
-    engine = options.load(console)
+    engine = options.load(console, chat=not options.raw)
     with contextlib.closing(engine):
         from llmcli.generate import settings_for
 
-        ids = encode(engine, options, prompt)
+        tokens = encode(engine, options, prompt)
         seed = int.from_bytes(os.urandom(4)) if options.seed is None else options.seed
         more = {"max_tokens": options.max_tokens, "seed": seed, "stop": tuple(options.stop or ())}
         settings = settings_for(engine, options.overrides() | more)
         with open_answer(options.output) as answer:
             _show_prompt(options, console, prompt, engine)
-            _answer(engine, ids, settings, options, answer, console)
+            _answer(engine, tokens, settings, options, answer, console)
     return 0
 
 
-def encode(engine: Engine, options: Options, prompt: str) -> list[int]:
-    """The prompt's tokens. Raises UsageError for a system text that nothing would read."""
-    if engine.template is None or options.raw:
+def encode(engine: Engine, options: Options, prompt: str) -> Prompt:
+    """The prompt's tokens. Raises UsageError for a system text that nothing would read, TemplateError."""
+    if options.raw or engine.template is None:
         if options.system is not None:
-            why = f"{engine.name} has no chat template" if engine.template is None else "--raw leaves the template out"
+            why = "--raw leaves the template out" if options.raw else f"{engine.name} has no chat template"
             raise UsageError("--system has no effect", why, "Put the text before the prompt")
-        return engine.tokenizer.encode(prompt)
-    from llmcli.text.template import encode_chat
+        from llmcli.text.thinking import Prompt
 
+        return Prompt(engine.tokenizer.encode(prompt))
     messages = [{"role": "user", "content": prompt}]
     if options.system is not None:
         messages.insert(0, {"role": "system", "content": options.system})
-    return encode_chat(engine.tokenizer, engine.template, messages)
+    return engine.prompt(messages, options.think)
 
 
-def _answer(engine: Engine, ids: list[int], settings: Settings, options: Options, answer: Answer, console: Console) -> None:
+def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options, answer: Answer, console: Console) -> None:
     from llmcli.generate import generate
 
     if options.json:
@@ -102,26 +107,37 @@ def _answer(engine: Engine, ids: list[int], settings: Settings, options: Options
     elif options.jsonl:
         writer = JsonLinesWriter(answer)
     else:
-        writer = TextWriter(answer, not options.no_stream)
-    stats = Stats(engine, len(ids))
+        writer = TextWriter(answer, not options.no_stream, _show_thoughts(options, answer, console))
+    stats, splitter = Stats(engine, len(prompt.ids)), prompt.splitter()
     listed: list[Step] = []
     try:
-        for step in generate(engine, ids, settings, options.probs):
-            stats.count(step)
-            writer.step(step)
+        for step in generate(engine, prompt.ids, settings, options.probs, shown=prompt.shown):
+            part = splitter.part
+            pieces = splitter.feed(step.text) + (splitter.finish() if step.finish else [])
+            stats.count(step, pieces)
+            writer.step(step, pieces, splitter.part if part == "answer" else part)
             if options.probs and step.id is not None and options.plain:
                 listed.append(step)
     except BaseException:
         with contextlib.suppress(OSError):
             writer.stop()
         raise
-    writer.end(stats.summary(settings) | {"prompt_ids": ids})
+    writer.end(stats.summary(settings) | {"prompt_ids": prompt.ids})
     for step in listed:
         console.say(_alternatives(step))
+    if splitter.thinking:
+        console.note("the text ends in the model's thoughts, before an answer (-n N gives it more room, --think off no thoughts)")
     if stats.finish == "length" and stats.generated != settings.max_tokens:
         console.note(f"the text ends here because the context of {engine.context:,} tokens is full (-c N makes it larger)")
     if options.stats:
         console.say(stats.lines(settings))
+
+
+def _show_thoughts(options: Options, answer: Answer, console: Console) -> Thoughts:
+    """On a terminal dim; where no colours are wanted, or in a pipe, between tags."""
+    if answer.terminal and console.colored(sys.stdout):
+        return "dim"
+    return "tagged" if answer.terminal or options.think == "show" else "hidden"
 
 
 def _alternatives(step: Step) -> str:
@@ -133,7 +149,7 @@ def _alternatives(step: Step) -> str:
 
 def _show_prompt(options: Options, console: Console, prompt: str, engine: Engine) -> None:
     """On a terminal a continuation reads better behind the words it continues; they go to standard error."""
-    plain = engine.template is None or options.raw
+    plain = options.raw or engine.template is None
     streamed = options.plain and not (options.output or console.quiet or options.no_stream)
     if plain and streamed and is_terminal(sys.stdout) and is_terminal(sys.stderr):
         Answer(sys.stderr.buffer, terminal=True).write(prompt)

@@ -71,7 +71,7 @@ def execute(options: Options, console: Console) -> int:
 
         tokenizer = engine.tokenizer
         if ids is None:
-            ids = options.encoder(engine.name, tokenizer, engine.template)(text)
+            ids = options.encoder(engine.name, tokenizer, engine.template if options.chat else None)(text)
         window, stride = scoring.windows(engine, options.window, options.stride)
         if len(ids) > window:
             console.note(f"the text is read in windows of {window:,} tokens that overlap by {window - stride:,}")

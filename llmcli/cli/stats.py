@@ -12,6 +12,7 @@ from llmcli.cli.units import size
 if TYPE_CHECKING:
     from llmcli.engine import Engine
     from llmcli.generate import Settings, Step
+    from llmcli.text.thinking import Piece
 
 
 class Stats:
@@ -19,17 +20,19 @@ class Stats:
 
     def __init__(self, engine: Engine, prompt: int) -> None:
         self.engine, self.prompt, self.generated = engine, prompt, 0
-        self.text: list[str] = []
+        self.texts: dict[str, list[str]] = {"answer": [], "thought": [], "marker": []}
         self.finish: str | None = None
         self.start = self.first = self.last = time.perf_counter()
 
-    def count(self, step: Step) -> None:
+    def count(self, step: Step, pieces: list[Piece]) -> None:
+        """pieces: the step's text, by part."""
         self.last = time.perf_counter()
         if step.id is not None:
             self.generated += 1
             if self.generated == 1:
                 self.first = self.last
-        self.text.append(step.text)
+        for part, text in pieces:
+            self.texts[part].append(text)
         self.finish = step.finish or self.finish
 
     def summary(self, settings: Settings) -> dict[str, Any]:
@@ -43,7 +46,8 @@ class Stats:
         }
         return {
             "model": self.engine.name,
-            "text": "".join(self.text),
+            "text": "".join(self.texts["answer"]),
+            "thoughts": "".join(self.texts["thought"]),
             "finish": self.finish,
             "prompt_tokens": self.prompt,
             "generated_tokens": self.generated,

@@ -1,27 +1,38 @@
 """Chat templates: the model's own Jinja program turns messages into the text that it was trained on.
 
-The environment is the one that templates are written for (that of `transformers`), closed up: sandboxed and immutable, no
-loader, so no template reads a file, imports or changes anything.
+The program runs in a process of its own (`renderer.py`), with limits on time and memory that the system keeps. It is started while
+weights are read (`prepare`), so nobody waits for it, and it stays for the next turn.
 """
 
 from __future__ import annotations
 
+import atexit
+import contextlib
 import datetime
 import json
+import os
+import signal
+import sys
+import threading
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
-
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-import jinja2.parser
-import jinja2.sandbox
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmcli.errors import InputError, TemplateError
 from llmcli.text.tokenizer import Tokenizer
 
+if TYPE_CHECKING:
+    import subprocess
+
 Message = Mapping[str, Any]
-"""{"role": "system" | "user" | "assistant" | ..., "content": text}."""
+"""{"role": "system" | "user" | "assistant" | ..., "content": text or a list of parts}."""
+
+LONGEST_WAIT = 60.0
+"""Seconds until a process is given up that neither answers nor uses its processor time, on a machine that is stopped or swaps."""
+LARGEST_AHEAD = 48 << 10
+"""Bytes that a pipe takes before anybody reads."""
+_THOUGHTS = ("reasoning_content", "thinking", "reasoning")
+"""Names under which templates look for an answer's thoughts; the first is the usual one."""
 
 
 def encode_chat(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **variables: Any) -> list[int]:
@@ -29,52 +40,179 @@ def encode_chat(tokenizer: Tokenizer, template: str, messages: Sequence[Message]
 
     Raises TemplateError, InputError.
     """
+    rendered, mark = render_marked(tokenizer, template, messages, **variables)
+    return encode_marked(tokenizer, rendered, mark)
+
+
+def render_marked(tokenizer: Tokenizer, template: str, messages: Sequence[Message], **variables: Any) -> tuple[str, str]:
+    """The text of a conversation, and a character in it that stands in everything that only imitates markup."""
     mark = _unused_character(messages)
-    texts = [message if message["role"] == "assistant" else _break_markup(message, tokenizer.markup(), mark) for message in messages]
-    rendered = render(template, texts, bos_token=tokenizer.bos or "", eos_token=tokenizer.eos or "", **variables)
-    # Usually one part: only text that imitates markup has marks.
+    markup = sorted(tokenizer.markup(), key=len, reverse=True)
+    texts = [message if message.get("role") == "assistant" else _break_markup(message, markup, mark) for message in messages]
+    named: dict[str, Any] = {**tokenizer.roles, **variables}
+    return render(template, texts, **named), mark
+
+
+def encode_marked(tokenizer: Tokenizer, rendered: str, mark: str) -> list[int]:
+    """The tokens of such a text. Usually one part: only text that imitates markup has marks."""
     return [number for part in rendered.split(mark) for number in tokenizer.encode(part, special=True, bos=False)]
 
 
-def render(template: str, messages: Sequence[Message], **variables: Any) -> str:
-    """What the template makes of the messages, with the opening of an answer. Raises TemplateError."""
+def render(template: str, messages: Sequence[Message], now: datetime.datetime | None = None, **variables: Any) -> str:
+    """What the template makes of the messages, with the opening of an answer; now: local time. Raises TemplateError."""
+    known = {"add_generation_prompt": True, "tools": None, "documents": None}
+    data = {
+        "template": template,
+        "now": (now or datetime.datetime.now()).isoformat(),
+        "variables": {"messages": [_complete(message) for message in messages], **known, **variables},
+    }
+    return _process.ask(data)
+
+
+def prepare(template: str) -> None:
+    """Starts the process that will render this template, and has it compiled there. Returns at once."""
+    _process.prepare({"template": template})
+
+
+def end() -> None:
+    """Ends the process, until it is needed again."""
+    _process.end()
+
+
+def turn_end(tokenizer: Tokenizer, template: str) -> int | None:
+    """The control token that the template writes right behind an assistant's words, where it writes one: what a model says at
+    the end of an answer, also where its configuration does not tell."""
+    words = "mnrtsv"
+    turns = [{"role": "user", "content": "a"}, {"role": "assistant", "content": words}, {"role": "user", "content": "b"}]
     try:
-        program = _environment().from_string(template)
-        return program.render(messages=list(messages), **{"add_generation_prompt": True, "tools": None, "documents": None, **variables})
+        options: dict[str, Any] = {**tokenizer.roles, "add_generation_prompt": False}
+        rendered = render(template, turns, **options)
     except TemplateError:
-        raise
-    except Exception as error:
-        raise TemplateError("the model's chat template failed", " ".join(str(error).split())[:300] or type(error).__name__) from error
+        return None
+    _, found, behind = rendered.rpartition(words)
+    ids = tokenizer.encode(behind.lstrip(), special=True, bos=False) if found else []
+    return ids[0] if ids and ids[0] in tokenizer.control else None
 
 
-def _environment() -> jinja2.sandbox.ImmutableSandboxedEnvironment:
-    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols, _Generation]
+class _Process:
+    """The one process, started when it is needed and again when it was ended."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def prepare(self, data: dict[str, Any]) -> None:
+        request = _framed(data)
+        with self._lock:
+            child = self._started()
+            if len(request) <= LARGEST_AHEAD:
+                with contextlib.suppress(OSError):
+                    _write(child, request)
+
+    def ask(self, data: dict[str, Any]) -> str:
+        request = _framed(data)
+        with self._lock:
+            child = self._started()
+            timer = threading.Timer(LONGEST_WAIT, child.kill)
+            timer.start()
+            try:
+                kind, text = _exchange(child, request)
+            except (OSError, EOFError):
+                self._end(seconds=1)
+                raise TemplateError("the model's chat template failed", _why_ended(child.returncode)) from None
+            except BaseException:  # its answer would be taken for the next one
+                self._end()
+                raise
+            finally:
+                timer.cancel()
+        if kind == b"t":  # the kinds of renderer.py, which is not imported because it imports Jinja
+            return text
+        what = "refuses this conversation" if kind == b"r" else "failed"
+        raise TemplateError(f"the model's chat template {what}", text)
+
+    def end(self) -> None:
+        with self._lock:
+            self._end()
+
+    def _started(self) -> subprocess.Popen[bytes]:
+        if self._child is None:
+            self._child = _start()
+        return self._child
+
+    def _end(self, seconds: float = 0) -> None:
+        """seconds: how long it may take to end by itself."""
+        import subprocess
+
+        child, self._child = self._child, None
+        if child is not None:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(seconds)
+            child.kill()
+            child.wait()
+            for pipe in (child.stdin, child.stdout):
+                with contextlib.suppress(OSError):
+                    if pipe is not None:
+                        pipe.close()
+
+
+_process = _Process()
+atexit.register(_process.end)
+
+
+def _start() -> subprocess.Popen[bytes]:
+    """Nothing of the user's environment goes along: no token, no setting that would change how Python starts."""
+    import importlib.util
+    import subprocess
+
+    own = Path(__file__).parents[2]
+    found = importlib.util.find_spec("jinja2"), importlib.util.find_spec("markupsafe")
+    paths = [str(own), *(str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin)]
+    code = "import sys; sys.path += sys.argv[1:]; from llmcli.text.renderer import main; main()"
+    kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+    # A process group of its own: Ctrl-C in a terminal is sent to the whole group of the command.
+    return subprocess.Popen(
+        [sys.executable, "-I", "-S", "-c", code, *dict.fromkeys(paths)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=kept,
+        process_group=0,
     )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise
-    environment.globals["strftime_now"] = lambda form: datetime.datetime.now().strftime(form)
-    return environment
 
 
-def _to_json(value: object, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own filter escapes for HTML."""
-    known = {name: options[name] for name in ("separators", "sort_keys") if name in options}
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **known)
+def _framed(data: dict[str, Any]) -> bytes:
+    body = json.dumps(data, default=str).encode()
+    return len(body).to_bytes(8) + body
 
 
-def _raise(message: str) -> NoReturn:
-    raise TemplateError("the model's chat template refuses this conversation", str(message))
+def _write(child: subprocess.Popen[bytes], request: bytes) -> None:
+    assert child.stdin is not None
+    child.stdin.write(request)
+    child.stdin.flush()
 
 
-class _Generation(jinja2.ext.Extension):
-    """`{% generation %}` marks the assistant's words for training; here its body is just rendered."""
+def _exchange(child: subprocess.Popen[bytes], request: bytes) -> tuple[bytes, str]:
+    assert child.stdout is not None
+    _write(child, request)
+    header = child.stdout.read(9)
+    size = int.from_bytes(header[1:])
+    data = child.stdout.read(size) if len(header) == 9 else b""
+    if len(header) < 9 or len(data) < size:
+        raise EOFError
+    return header[:1], data.decode("utf-8", "surrogatepass")
 
-    tags = {"generation"}
 
-    def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+def _why_ended(status: int | None) -> str:
+    if status == -signal.SIGPROF:
+        return "it takes more than 2 seconds"
+    return f"the process that renders it was ended (status {status}): it takes too much memory, or is nested too deeply"
+
+
+def _complete(message: Message) -> dict[str, Any]:
+    """The message without fields that are None, its thoughts under every name that templates use for them."""
+    found = {name: value for name, value in message.items() if value is not None}
+    thoughts = next((found[name] for name in _THOUGHTS if name in found), None)
+    return found if thoughts is None else {"thinking": thoughts, **found, "reasoning_content": thoughts}
 
 
 def _unused_character(messages: Sequence[Message]) -> str:
@@ -86,10 +224,15 @@ def _unused_character(messages: Sequence[Message]) -> str:
     return free[0]
 
 
-def _break_markup(message: Message, markup: Sequence[str], mark: str) -> Message:
-    """The message with a mark inside everything that reads like a control token."""
-    content = message["content"]
-    for token in sorted(markup, key=len, reverse=True):
-        while len(token) > 1 and token in content:
-            content = content.replace(token, token[0] + mark + token[1:])
-    return {**message, "content": content}
+def _break_markup(value: Any, markup: Sequence[str], mark: str) -> Any:
+    """The message with a mark inside everything that reads like a control token; markup: the longest first."""
+    if isinstance(value, str):
+        for token in markup:
+            while len(token) > 1 and token in value:
+                value = value.replace(token, token[0] + mark + token[1:])
+        return value
+    if isinstance(value, Mapping):
+        return {name: _break_markup(item, markup, mark) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_break_markup(item, markup, mark) for item in value]
+    return value

@@ -14,7 +14,7 @@ import codecs
 import contextlib
 import functools
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import tokenizers
@@ -45,8 +45,10 @@ class Tokenizer:
         self._steps = decoder_steps(self._library)
         self.strips_start = strips_start(self._steps)
         """Whether the space before a text's first word is the tokenizer's and not the text's."""
-        self.bos = _name(config.get("bos_token"))
-        self.eos = _name(config.get("eos_token"))
+        self.roles = {name: text for name in config if name.endswith("_token") and (text := _name(config[name])) is not None}
+        """What the configuration calls tokens by a role: bos_token, eos_token, pad_token, and roles of its own."""
+        self.bos = self.roles.get("bos_token")
+        self.eos = self.roles.get("eos_token")
         self.bos_id = self._id(self.bos)
         self.eos_id = self._id(self.eos)
         self._prefix = self._find_prefix(config.get("add_bos_token"))
@@ -138,10 +140,12 @@ class Tokenizer:
 
 
 class Stream:
-    """Tokens in, complete text out. after: the tokens before the first one, because a text's first space may not count."""
+    """Tokens in, complete text out. after: the tokens before the first one, because a text's first space may not count; shown:
+    control tokens that come out by their names."""
 
-    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = ()) -> None:
+    def __init__(self, tokenizer: Tokenizer, after: Sequence[int] = (), shown: Set[int] = frozenset()) -> None:
         self._tokenizer = tokenizer
+        self._silent = tokenizer.control - shown
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._at_start = tokenizer.strips_start and (not after or after[-1] in tokenizer.control)
 
@@ -151,7 +155,7 @@ class Stream:
 
     def feed_bytes(self, number: int) -> tuple[bytes, str]:
         """(the bytes that this token adds to the text, the text that is complete now)."""
-        if number in self._tokenizer.control:
+        if number in self._silent:
             return b"", ""
         data = self._tokenizer.token_bytes(number)
         if self._at_start and data:
