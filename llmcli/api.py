@@ -22,7 +22,7 @@ from llmcli.choices import Choice, choose, joined
 from llmcli.errors import UsageError
 from llmcli.generate import NextTokens, Settings, Step, generate, next_tokens, settings_for
 from llmcli.past import Past, check_known
-from llmcli.text.template import Message, encode_chat
+from llmcli.text.template import Message
 from llmcli.text.tokenizer import Stream
 
 __all__ = ["Model", "Options", "Score", "ScoredToken", "Token", "load"]
@@ -310,7 +310,7 @@ class Model:
         with self._turn():
             if self._engine.template is None:
                 raise UsageError("chat", f"{self.name} has no chat template", "Use generate, or a chat model")
-            return encode_chat(self._engine.tokenizer, self._engine.template, messages)
+            return self._engine.prompt(messages).ids
 
     def _token(self, number: int) -> Token:
         data = self._engine.tokenizer.token_bytes(number)
