@@ -12,9 +12,14 @@ MIB = 2**20
 
 def available() -> int | None:
     """Bytes that this process may still take: the least of free memory, cgroup limits and RLIMIT_AS; None if unknown."""
-    limits = [_free(), *_cgroups(), _address_space()]
-    known = [x for x in limits if x is not None]
-    return min(known) if known else None
+    return min(limits().values(), default=None)
+
+
+def limits() -> dict[str, int]:
+    """The same by what limits it, where that is known."""
+    cgroups = [x for x in _cgroups() if x is not None]
+    found = {"free memory": _free(), "cgroup limit": min(cgroups, default=None), "address space (ulimit -v)": _address_space()}
+    return {name: size for name, size in found.items() if size is not None}
 
 
 def check(needed: int, what: str, todo: str | None = None) -> None:

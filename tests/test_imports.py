@@ -39,13 +39,16 @@ OURS: dict[str, set[str]] = {
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
     "acquire": MACHINE | {"engine", "plan", "models", "weights", "text"},
     "library": MACHINE | {"engine", "plan", "models", "weights", "backends.cpu.objects"},
+    "doctor": MACHINE | {"engine", "weights", "backends.cpu"},
     "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
     "generate": {"errors", "engine", "past", "sampling", "text"},
     "scoring": {"errors", "engine", "past", "backends.backend"},
     "choices": {"errors", "engine", "past", "scoring"},
     "api": {"errors", "engine", "past", "generate", "scoring", "choices", "text"},
     "": {"api"},
-    "cli": MACHINE | {"engine", "acquire", "library", "generate", "scoring", "choices", "sampling.settings", "text"},
+    "cli": MACHINE
+    | {"engine", "acquire", "library", "doctor", "generate", "scoring", "choices", "sampling.settings", "text"}
+    | {"weights.present", "weights.aliases"},
     "__main__": {"cli"},
 }
 

@@ -31,6 +31,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "rm": ("llmcli.cli.rm", "Remove a model"),
     "clean": ("llmcli.cli.clean", "Remove unfinished downloads and old kernels"),
     "warmup": ("llmcli.cli.warmup", "Compile the kernels ahead of the first run"),
+    "doctor": ("llmcli.cli.doctor", "Check this machine and installation"),
+    "docs": ("llmcli.cli.docs", "Read the documentation"),
+    "completion": ("llmcli.cli.completion", "Make a shell complete what you type"),
 }
 
 OVERVIEW = """Usage: llm COMMAND ...

@@ -10,7 +10,15 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.table import table
 from llmcli.cli.units import size
 
-EXAMPLE = "llm clean --dry-run"
+ABOUT = """
+Removes unfinished downloads and models, temporary files, locks, and kernels that another version of llm or another CPU compiled; prints
+what goes. Models, sources kept on purpose and what another process works on stay.
+"""
+
+EXAMPLE = """
+llm clean --dry-run                           # look first
+llm clean
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

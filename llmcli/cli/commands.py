@@ -1,7 +1,8 @@
 """The table of commands as a Typer application that only reads: it turns words into a call, and `app.py` makes the call.
 
-A command is a module with `EXAMPLE`, `Options`, a dataclass whose annotations are Typer's, and `execute(options, console)`. Options that
-several commands share are dataclasses to inherit from (options.py); in the help, a class is a section.
+A command is a module with `ABOUT` and `EXAMPLE` for its help (help.py), `Options`, a dataclass whose annotations are Typer's, and
+`execute(options, console)`. Options that several commands share are dataclasses to inherit from (options.py); in the help, a class is
+a section.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import typer.main
 import llmcli
 from llmcli.cli.app import COMMANDS, OVERVIEW
 from llmcli.cli.console import Console
+from llmcli.cli.help import Command
 from llmcli.cli.options import Common, option
 from llmcli.errors import UsageError
 
@@ -30,14 +32,19 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 def read(words: list[str], console: Console) -> Call | None:
     """The call that the words mean; None after help. Raises UsageError; typer.Exit where Typer itself has answered."""
-    app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, context_settings=HELP)
-    app.callback(invoke_without_command=True)(_function(_overall, Overall, first="context"))
     try:
-        with typer.main.get_command(app).make_context("llm", words, obj=console) as context:
+        with application().make_context("llm", words, obj=console) as context:
             found: Call | None = context.command.invoke(context)
             return found
     except typer.TyperException as error:
         raise _usage(error) from error
+
+
+def application() -> Any:
+    """All commands as Typer's object."""
+    app = typer.Typer(cls=_Commands, add_completion=False, rich_markup_mode=None, context_settings=HELP)
+    app.callback(invoke_without_command=True)(_function(_overall, Overall, first="context"))
+    return typer.main.get_command(app)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,25 +76,6 @@ class _Commands(typer.core.TyperGroup):
         formatter.write(OVERVIEW.format(commands=lines))
 
 
-class _Command(typer.core.TyperCommand):
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """A section for each class of options; what is for every command comes last."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None:
-                sections.setdefault(getattr(param, "rich_help_panel", None) or Common.__doc__ or "", []).append(record)
-        for title, records in sections.items():
-            with formatter.section(title):
-                formatter.write_dl(records)
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        rest = super().parse_args(ctx, args)
-        if rest:
-            raise UsageError(f"unexpected argument {rest[0]!r}", "a text of several words needs quotes", f"See {ctx.command_path} --help")
-        return rest
-
-
 def command(name: str, console: Console) -> Any:
     """The command as Typer's object; invoked, it returns the call."""
     module_name, line = COMMANDS[name]
@@ -100,10 +88,10 @@ def command(name: str, console: Console) -> Any:
 
     app = typer.Typer(add_completion=False, rich_markup_mode=None)
     settings = {**HELP, "allow_extra_args": True}
-    app.command(name, help=f"{line}.", epilog=f"Example: {module.EXAMPLE}", cls=_Command, context_settings=settings)(
-        _function(call, module.Options)
-    )
-    return typer.main.get_command(app)
+    app.command(name, help=f"{line}.", cls=Command, context_settings=settings)(_function(call, module.Options))
+    made: Any = typer.main.get_command(app)
+    made.module = module
+    return made
 
 
 def _function(function: Callable[..., Any], options: type, first: str = "") -> Callable[..., Any]:

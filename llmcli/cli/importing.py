@@ -13,7 +13,19 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.progress import progress
 from llmcli.errors import NotFound
 
-EXAMPLE = "llm import ~/models/SmolLM2-135M --quant int4"
+ABOUT = """
+Makes one packed file of a folder in the Hub's layout (config.json, *.safetensors, tokenizer.json), or of a GGUF file from llama.cpp,
+Ollama or LM Studio, and prints its path. The source stays as it is. Nothing of it is run: pickled weights are refused, and so is a
+config.json whose fields llm does not know (llm docs models).
+
+The model is then known to llm run -m NAME.
+"""
+
+EXAMPLE = """
+llm import ~/models/SmolLM2-135M --quant int4
+llm import ~/models/SmolLM2-135M --name small
+llm import model.gguf --quant int8            # one more rounding loses little in int8
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,15 @@ from llmcli.cli.units import size
 
 FIELDS = ("name", "quantization", "size", "date", "source", "path", "damaged")
 
-EXAMPLE = "llm list"
+ABOUT = """
+Lists the models on this machine: name and quantization, size, date, and what each was made of. Damaged files are marked. llm show has
+more about one model, llm models those that can be had by a short name.
+"""
+
+EXAMPLE = """
+llm list
+llm list --json | jq -r '.models[].name'
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,16 @@ from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.table import table
 from llmcli.cli.units import amount
 
-EXAMPLE = "llm models"
+ABOUT = """
+Lists the models that have a short name, with their size, context, licence and the quantizations that are on this machine. Names of
+your own go into models.toml (llm docs environment). Get one with llm pull; llm list has all that are here, with or without a short
+name.
+"""
+
+EXAMPLE = """
+llm models
+llm models --json
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

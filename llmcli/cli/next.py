@@ -31,7 +31,19 @@ FIELDS = ("rank", "id", "text", "bytes", "logit", "logprob", "prob", "final_prob
 WHAT = "The distribution"
 ANSWERS = "Whole answers instead of tokens"
 
-EXAMPLE = 'llm next "The cat sat on the" -k 5'
+ABOUT = """
+Shows the likeliest next tokens of a text with their probability before and after sampling's filters, the filter that removed a
+token, and the entropy of the distribution. The text is taken as it is, also for a chat model; --chat applies the template.
+
+Nothing is drawn: llm run does that.
+"""
+
+EXAMPLE = """
+llm next "The cat sat on the" -k 5
+llm next "The cat sat on the" -k 20 --top-p 0.9 --json
+llm next -m NAME --chat "Is the sky blue? Yes or no."
+cat essay.txt | llm next                      # what would come next?
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,20 @@ from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import Common, number, option
 from llmcli.cli.progress import progress
 
-EXAMPLE = "llm pull HuggingFaceTB/SmolLM2-135M-Instruct --quant int4"
+ABOUT = """
+Gets a model from a Hugging Face hub, shard by shard, and quantizes it on the way; prints the path of the packed file. What it
+takes is said before the first byte of a weight is fetched, and refused where it does not fit. After an interrupt or a kill the
+same command goes on where it stopped; every hash is compared.
+
+A model that is here is not fetched again. Gated models need HF_TOKEN (llm docs environment).
+"""
+
+EXAMPLE = """
+llm pull smollm2-135m                         # a name of llm models
+llm pull HuggingFaceTB/SmolLM2-135M-Instruct --quant int4
+llm pull org/repo@main --name mine            # a branch, tag or commit
+llm pull org/repo:int8 --keep-source
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,15 @@ from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import MODEL, Common, option
 from llmcli.cli.progress import progress
 
-EXAMPLE = "llm quantize SmolLM2-135M --quant int4"
+ABOUT = """
+Makes a model in fewer bits of one that is here, and prints the path of the packed file. It is made of the folder that the model was
+imported from, where that still holds the same, else of the packed file with the most bits. llm show says what a model takes.
+"""
+
+EXAMPLE = """
+llm quantize SmolLM2-135M --quant int4
+llm quantize SmolLM2-135M --quant int4 --name tiny
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,15 @@ import typer
 from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import Common
 
-EXAMPLE = "llm rm SmolLM2-135M:int8"
+ABOUT = """
+Removes a model in all its quantizations, or one of them, and prints the files that are gone. Only files in the models folder are
+removed; the demo model, which is part of the package, stays. llm list shows the names.
+"""
+
+EXAMPLE = """
+llm rm SmolLM2-135M:int8                      # this quantization
+llm rm SmolLM2-135M                           # all of them
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

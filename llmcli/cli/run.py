@@ -24,7 +24,23 @@ if TYPE_CHECKING:
 
 ANSWER = "The answer"
 
-EXAMPLE = 'llm run "Once upon a time" -n 100'
+ABOUT = """
+Continues a text (base models) or answers it (models with a chat template). The text is put together from -f, standard input and
+the argument, in this order. The answer goes to standard output as it is made, everything else to standard error, so that the
+command fits into pipes.
+
+The same seed, text and version give the same answer, whatever the number of threads. --json and --jsonl give every token with its
+probability; llm next shows a single distribution.
+"""
+
+EXAMPLE = """
+llm run "Once upon a time" -n 100
+llm run -m NAME -s "One line." "Why is the sky blue?"
+cat notes.txt | llm run "In short:"           # the pipe, then the argument
+llm run -f story.txt -n 50 -o more.txt        # from a file into a file
+llm run "The cat" --seed 7 --temp 0.7 --stop "." --stats
+llm run "The cat" --temp 0 -n 5 --jsonl --probs 3
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,17 @@ from llmcli.cli.units import size
 from llmcli.errors import UsageError
 from llmcli.text import escape
 
-EXAMPLE = "llm show demo -c 512"
+ABOUT = """
+Says what a model is: architecture, shape, number of weights, tokenizer, source, and the memory that it takes with a full context. No
+weights are loaded. Without a name: the model that llm run takes without -m.
+"""
+
+EXAMPLE = """
+llm show demo -c 512
+llm show demo --plan                          # the operations that compute a token
+llm show NAME --template                      # the chat template
+llm show NAME --json
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,16 @@ from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import MODEL, Common
 from llmcli.text import escape
 
-EXAMPLE = "llm use SmolLM2-135M:int4"
+ABOUT = """
+Makes a model the one that commands take without -m, by writing it into config.toml; without a name, says which it is and what says
+so. LLMCLI_MODEL wins over it, and -m over both.
+"""
+
+EXAMPLE = """
+llm use SmolLM2-135M:int4
+llm use                                       # which is it?
+llm use demo
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,16 @@ from llmcli.cli.units import size
 from llmcli.errors import HashMismatch, LlmError
 from llmcli.text import escape
 
-EXAMPLE = "llm verify SmolLM2-135M"
+ABOUT = """
+Reads models whole and compares every SHA-256 and checksum; without a name, all models. A line a model. The exit code is 6 where bytes
+differ and 3 where a file is no model any more.
+"""
+
+EXAMPLE = """
+llm verify SmolLM2-135M
+llm verify SmolLM2-135M:int4 demo
+llm verify                                    # all of them
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,15 @@ from llmcli.cli.console import Console
 from llmcli.cli.options import Common
 from llmcli.cli.progress import progress
 
-EXAMPLE = "llm warmup"
+ABOUT = """
+Compiles the kernels that common models need and keeps them, so that the first run does not wait. It takes about a minute, once for each
+version of llm and CPU. llm doctor says how many there are.
+"""
+
+EXAMPLE = """
+llm warmup
+llm warmup -q && llm run "Once upon a time"
+"""
 
 
 @dataclass(frozen=True, kw_only=True)

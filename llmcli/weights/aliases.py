@@ -8,7 +8,7 @@ from pathlib import Path
 import llmcli
 from llmcli import places, settings
 from llmcli.errors import UsageError
-from llmcli.weights.packed import QUANTIZATIONS
+from llmcli.weights.present import QUANTIZATIONS
 
 
 @dataclass(frozen=True)

@@ -31,11 +31,11 @@ from llmcli.formats import format as formats
 from llmcli.formats.format import Bytes, PackedTensor, padded
 from llmcli.plan import Weight
 from llmcli.weights.checksum import MASK, checksum
+from llmcli.weights.present import QUANTIZATIONS
 from llmcli.weights.safetensors import File, parse_object, shown
 
 VERSION = 1
 ALIGNMENT = 64
-QUANTIZATIONS = ("int4", "int8", "none")
 TEXTS = ("name", "quantization", "source", "revision", "created", "llm", "spec")
 """The metadata that a file must have beside format_version, tensors and header_sha256."""
 FILE = "file:"

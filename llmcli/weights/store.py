@@ -19,10 +19,9 @@ from llmcli import places, settings
 from llmcli.errors import DiskError, LlmError, NotFound, UsageError
 from llmcli.weights import packed
 from llmcli.weights.aliases import aliases
-from llmcli.weights.packed import QUANTIZATIONS
+from llmcli.weights.present import QUANTIZATIONS, SUFFIX
 from llmcli.weights.safetensors import shown
 
-SUFFIX = ".safetensors"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}(/[A-Za-z0-9][A-Za-z0-9._-]{0,95})?")
 
 REPOSITORY = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}")

@@ -167,10 +167,29 @@ def _folder(warn: Notify) -> Path | None:
         except OSError as error:
             warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
             return None
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid not in (0, os.geteuid()) or found.st_mode & 0o022:
+        if _foreign(found):
             warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
             return None
     return folder
+
+
+def _foreign(folder: os.stat_result) -> bool:
+    """Whether others could write there."""
+    return not stat.S_ISDIR(folder.st_mode) or folder.st_uid not in (0, os.geteuid()) or bool(folder.st_mode & 0o022)
+
+
+def kept(keys: Iterable[Key]) -> tuple[int, str]:
+    """How many of these kernels have an object (not opened here), and why the folder of objects is not used, or ''. Writes nothing."""
+    folder = places.kernels() / maker()
+    for place in (places.kernels(), folder):
+        try:
+            if _foreign(place.stat()):
+                return 0, f"others could write in {place}"
+        except FileNotFoundError:
+            return 0, ""
+        except OSError as error:
+            return 0, f"{place}: {error.strerror}"
+    return sum(_path(folder, key).is_file() for key in keys), ""
 
 
 def _path(folder: Path, key: Key) -> Path:

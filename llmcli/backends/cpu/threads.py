@@ -130,8 +130,13 @@ def _close(workers: list[threading.Thread], semaphores: list[threading.Semaphore
 
 def usable() -> int:
     """How many threads are worth having: physical cores among the CPUs we may use, within the cgroup's CPU quota."""
-    cores = len({_core(cpu) for cpu in _cpus()})
-    return max(1, min([cores, *(math.ceil(quota) for quota in _quotas())]))
+    cores, most = len({_core(cpu) for cpu in _cpus()}), quota()
+    return max(1, cores if most is None else min(cores, math.ceil(most)))
+
+
+def quota() -> float | None:
+    """CPUs' worth of time that the cgroup lets us have; None: no limit."""
+    return min(_quotas(), default=None)
 
 
 def _cpus() -> list[int]:
