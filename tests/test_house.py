@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import ast
 import dataclasses
-import importlib
 import inspect
 import re
-import shlex
 import tomllib
 from collections.abc import Iterator
 from pathlib import Path
@@ -181,7 +179,6 @@ def test_docs_describe_every_format() -> None:
 def test_a_command_has_help_and_a_section_in_the_docs(command: str) -> None:
     line = COMMANDS[command][1]
     assert line[0].isupper() and not line.endswith(".")
-    assert commands.read(shlex.split(importlib.import_module(COMMANDS[command][0]).EXAMPLE)[1:], Console()) is not None
     text = section((ROOT / "docs" / "commands.md").read_text("utf-8"), f"llm {command}")
     for parameter in commands.command(command, Console()).params:
         assert parameter.help, f"{parameter.name} has no help"

@@ -20,8 +20,8 @@ from llmcli.cli.table import table
 from llmcli.errors import NotFound
 
 ABOUT = """
-Shows a document, or what it says of a command. Without a topic: the list of topics. The documents are part of the package, so this
-works without a network. On a terminal they are laid out and paged (PAGER, else less); into a pipe goes the Markdown itself.
+Shows a document, or what the documents say of a command. Without a topic: the list of topics. The documents are part of the package,
+so this works without a network. On a terminal they are laid out and paged (PAGER, else less); into a pipe goes the Markdown itself.
 """
 
 EXAMPLE = """
@@ -66,14 +66,18 @@ def topics() -> dict[str, str]:
 
 
 def read(topic: str) -> str:
-    """A document, or the section of docs/commands.md about a command. Raises NotFound with near matches."""
-    if topic in topics():
-        return (folder() / f"{topic}.md").read_text("utf-8")
-    if topic in COMMANDS:
-        text = (folder() / "commands.md").read_text("utf-8")
-        if found := re.search(rf"^## llm {topic}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL):
-            return found[0].rstrip() + "\n"
-    known = [*topics(), *COMMANDS]
-    near = difflib.get_close_matches(topic, known, n=3)
+    """A document, what docs/commands.md says of a command, or both where they share the name. Raises NotFound with near matches."""
+    document = (folder() / f"{topic}.md").read_text("utf-8") if topic in topics() else ""
+    found = [text for text in (document, section(topic) if topic in COMMANDS else "") if text]
+    if found:
+        return "\n".join(found)
+    near = difflib.get_close_matches(topic, [*topics(), *COMMANDS], n=3)
     guess = f"Did you mean {' or '.join(near)}? " if near else ""
     raise NotFound(f"no document about {topic!r}", todo=f"{guess}llm docs lists them")
+
+
+def section(command: str) -> str:
+    """What docs/commands.md says of a command; '' where it says nothing."""
+    text = (folder() / "commands.md").read_text("utf-8")
+    found = re.search(rf"^## llm {command}\n.*?(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)
+    return found[0].rstrip() + "\n" if found else ""

@@ -29,7 +29,7 @@ CHECKS: dict[str, Callable[[], Iterator[Row]]] = {
 
 def examine() -> list[Row]:
     """The rows of all checks. Raises nothing: it is for machines where things fail."""
-    rows = []
+    rows: list[Row] = []
     for name, check in CHECKS.items():
         try:
             rows += check()

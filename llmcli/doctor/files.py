@@ -104,9 +104,11 @@ def models() -> Iterator[Row]:
     name, origin = settings.default_and_origin()
     try:
         yield Row("default", "ok", f"{default().name}, chosen by {origin}" if origin else f"{default().name}, which comes along")
-    except NotFound as error:
+    except NotFound:
         fix = f"unset {origin}" if origin == settings.VARIABLE else "llm use demo"
         yield Row("default", "problem", f"{name}, chosen by {origin or 'nobody'}, is not here", f"{fix}, or llm pull {name}")
+    except LlmError as error:
+        yield Row("default", "problem", f"{name}: {error.why or error.what}", error.todo)
 
 
 def texts() -> Iterator[Row]:

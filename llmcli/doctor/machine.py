@@ -104,8 +104,7 @@ def gpu() -> Iterator[Row]:
         version = re.search(r"(?:Module|x86_64|aarch64)\s+([\d.]+)", (NVIDIA / "version").read_text())
     except OSError:
         version = None
-    paths = [*filter(None, os.environ.get("LD_LIBRARY_PATH", "").split(":")), *LIBRARIES]
-    library = any((Path(folder) / "libcuda.so.1").exists() for folder in paths)
+    library = any((Path(folder) / "libcuda.so.1").exists() for folder in LIBRARIES)
     if not (cards or version or library):
         yield Row("gpu", "ok", "no NVIDIA driver found; llm computes on the CPU")
         return
