@@ -53,10 +53,10 @@ def calls(line: str) -> Iterator[list[str]]:
         words = shlex.split(line, comments=True)
     except ValueError:
         return
-    for stop in (i for i, word in enumerate(words) if re.fullmatch(r"\$|\(?(.*/)?llm", word)):
-        if stop and words[stop - 1] not in ("|", "&&", ";", "$"):
+    for stop in (i for i, word in enumerate(words) if re.fullmatch(r"(.*/)?llm", word)):
+        if stop and words[stop - 1] not in ("|", "||", "&&", ";", "$"):
             continue
-        end = next((i for i in range(stop, len(words)) if words[i] in ("|", "&&", ";", ">", "<", "&", "2>")), len(words))
+        end = next((i for i in range(stop, len(words)) if words[i] in ("|", "||", "&&", ";", ">", "<", "&", "2>")), len(words))
         yield words[stop + 1 : end]
 
 
