@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import contextlib
 import importlib
 import json
 import re
@@ -13,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import typer
 
 import llmcli
 from llmcli import errors
@@ -79,6 +81,13 @@ def test_the_help_of_a_command_is_a_manual_page(command: str, capsys: pytest.Cap
     assert all(read(topic) for topic in re.findall(r"\bllm docs ([a-z]+)\)", module.ABOUT))
 
 
+def test_help_as_a_word(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, same in ((["help"], ["--help"]), (["help", "run"], ["run", "--help"])):
+        assert app.main(words) == app.main(same) == 0
+        shown = capsys.readouterr().out
+        assert shown[: len(shown) // 2] == shown[len(shown) // 2 :]
+
+
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_examples_of_a_command_are_possible(command: str) -> None:
     own = 0
@@ -99,7 +108,8 @@ def test_command_lines_of_the_documents_are_possible(path: Path) -> None:
         for line in block.splitlines():
             for words in calls(line.replace('"$(', "").replace(')"', "")):
                 try:
-                    commands.read([word for word in words if word != "..."], Console())
+                    with contextlib.suppress(typer.Exit):  # --help
+                        commands.read([word for word in words if word != "..."], Console())
                 except UsageError as error:
                     raise AssertionError(f"{path.name}: {line}: {error}") from error
 

@@ -32,6 +32,8 @@ HELP = {"help_option_names": ["-h", "--help"]}
 
 def read(words: list[str], console: Console) -> Call | None:
     """The call that the words mean; None after help. Raises UsageError; typer.Exit where Typer itself has answered."""
+    if words[:1] == ["help"]:  # as other programs have it
+        words = [*words[1:], "--help"]
     try:
         with application().make_context("llm", words, obj=console) as context:
             found: Call | None = context.command.invoke(context)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -23,7 +24,8 @@ def layout(markdown: str, colored: bool) -> str:
     console = Console(
         file=io.StringIO(), width=columns, force_terminal=colored, color_system="standard" if colored else None, no_color=not colored
     )
-    console.print(Markdown(markdown, hyperlinks=False))
+    local = re.sub(r"\[([^\]]+)\]\((?!https?:)[^)]*\)", r"\1", markdown)  # links to files lead nowhere here
+    console.print(Markdown(local, hyperlinks=False))
     assert isinstance(console.file, io.StringIO)
     return "".join(f"{line.rstrip()}\n" for line in console.file.getvalue().splitlines())
 
