@@ -6,12 +6,15 @@ so names that a shell would not take as they are are left out.
 
 from __future__ import annotations
 
+import pkgutil
 import re
 import shlex
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+import llmcli
 from llmcli.cli.app import COMMANDS
 from llmcli.cli.console import Console
 from llmcli.errors import LlmError
@@ -113,6 +116,9 @@ def _values(parameter: Any, typed: str, command: str) -> Offer:
         from llmcli.cli.docs import topics
 
         return _starting(typed, topics().items())
+    if parameter.name == "device":
+        folder = Path(llmcli.__file__).parent / "backends"
+        return _starting(typed, [(module.name, "") for module in pkgutil.iter_modules([str(folder)]) if module.ispkg])
     return Offer(files="FILE" in kind or "DIR" in kind)
 
 
