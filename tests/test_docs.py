@@ -123,7 +123,7 @@ def test_flags_of_the_documents_exist(command: str) -> None:
     """A row of a command's table has flags of that command, `llm NAME ...` those of NAME, other places those of any."""
     every = set().union(*(flags(name) for name in [*COMMANDS, None]))
     for line in section(command).splitlines():
-        for code in re.findall(r"`((?:-|llm )[^`]*)`", line):
+        for code in (part for code in re.findall(r"`((?:-|llm )[^`]*)`", line) for part in code.split(" | ")):
             named = [name for name in re.findall(r"^llm ([a-z]+)", code) if name in COMMANDS]
             known = flags(named[0]) if named else flags(command) if line.startswith("| `-") and line.find(code) < 5 else every
             assert set(FLAG.findall(code)) <= known | flags(None), f"docs/commands.md, llm {command}: `{code}`"
@@ -226,6 +226,8 @@ COMMAND_LINES = {
     "llm run --json": ["run", "The cat", "-n", "1", "--temp", "0", "--json", "--probs", "1"],
     "llm run --jsonl": ["run", "The cat", "-n", "1", "--temp", "0", "--jsonl"],
     "llm next --json": ["next", "The cat", "-k", "1", "--json"],
+    "llm score --json": ["score", "The cat", "--json"],
+    "llm tokenize --json": ["tokenize", "The cat", "--json"],
     "llm list --json": ["list", "--json"],
     "llm models --json": ["models", "--json"],
     "llm show --json": ["show", "demo", "--json"],

@@ -42,6 +42,7 @@ EXAMPLE = """
 llm next "The cat sat on the" -k 5
 llm next "The cat sat on the" -k 20 --top-p 0.9 --json
 llm next -m NAME --chat "Is the sky blue? Yes or no."
+llm next "Is ice cold? Answer:" --choices "Yes,No"
 cat essay.txt | llm next                      # what would come next?
 """
 

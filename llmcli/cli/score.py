@@ -27,7 +27,18 @@ if TYPE_CHECKING:
 
 READING = "How it is read"
 
-EXAMPLE = 'llm score "The cat sat on the moon." --table'
+ABOUT = """
+Shows how likely a model finds each token of a given text, and the text as a whole: perplexity and bits per byte. Nothing is drawn. The
+text is taken as it is, also for a chat model; a text that is longer than the context is scored in windows. llm next shows what else
+could have stood at a place.
+"""
+
+EXAMPLE = """
+llm score "The cat sat on the moon."          # coloured by surprise on a terminal
+llm score "The cat sat on the moon." --table
+llm score -f essay.txt --json > tokens.jsonl
+llm run "The cat" --json | llm score --ids    # the same numbers again
+"""
 
 LONG = 4096
 """Tokens of a text that is worth a progress bar."""

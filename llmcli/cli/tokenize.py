@@ -20,7 +20,15 @@ from llmcli.errors import UsageError
 if TYPE_CHECKING:
     from llmcli.text.tokenizer import Tokenizer
 
-EXAMPLE = 'llm tokenize "The cat sat on the mat."'
+ABOUT = """
+Shows the tokens that a model sees in a text: their ids, pieces and bytes. No weights are loaded. The text is taken as it is, with the
+tokenizer's own rule for the beginning of a text, also for a chat model. llm score says how likely the tokens are.
+"""
+
+EXAMPLE = """
+llm tokenize "The cat sat on the mat."
+llm tokenize -f essay.txt -m NAME --json | jq .count
+"""
 
 LAYOUT = (Column("position", 8, need=1), Column("id", 7), Column("token", 24, left=True), Column("bytes", 36, left=True, need=2))
 
