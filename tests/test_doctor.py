@@ -64,12 +64,15 @@ def test_it_is_quick_writes_nothing_and_imports_no_numba(home: Path) -> None:
         "sys.exit('numba' in sys.modules or 'llmcli.backends.cpu.build' in sys.modules)"
     )
     settings = {name: value for name, value in os.environ.items() if name != "LLMCLI_KERNELS"}
-    before = os.times()
-    done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, timeout=60)
-    after = os.times()
-    assert done.returncode == 0, done
+    seconds = []
+    for _ in range(5):  # computing, not waiting; and the quickest, because busy neighbours slow a core down
+        before = os.times()
+        done = subprocess.run([sys.executable, "-c", code], env=settings, capture_output=True, timeout=60)
+        after = os.times()
+        assert done.returncode == 0, done
+        seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert not home.exists()
-    assert after.children_user + after.children_system - before.children_user - before.children_system < 0.5
+    assert min(seconds) < 0.5
 
 
 def test_a_default_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
