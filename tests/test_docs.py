@@ -123,7 +123,7 @@ def test_flags_of_the_documents_exist(command: str) -> None:
     """A row of a command's table has flags of that command, `llm NAME ...` those of NAME, other places those of any."""
     every = set().union(*(flags(name) for name in [*COMMANDS, None]))
     for line in section(command).splitlines():
-        for code in (part for code in re.findall(r"`((?:-|llm )[^`]*)`", line) for part in code.split(" | ")):
+        for code in (part for span in re.findall(r"`((?:-|llm )[^`]*)`", line) for part in span.split(" | ")):
             named = [name for name in re.findall(r"^llm ([a-z]+)", code) if name in COMMANDS]
             known = flags(named[0]) if named else flags(command) if line.startswith("| `-") and line.find(code) < 5 else every
             assert set(FLAG.findall(code)) <= known | flags(None), f"docs/commands.md, llm {command}: `{code}`"
