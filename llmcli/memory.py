@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import resource
+import sys
 from pathlib import Path
 
 from llmcli.errors import OutOfMemory
@@ -33,6 +34,12 @@ def check(needed: int, what: str, todo: str | None = None) -> None:
 def resident() -> int:
     """Bytes of memory that this process has now, without pages of files; 0 if unknown."""
     return _field(Path("/proc/self/status"), "RssAnon:", 1024) or 0
+
+
+def peak() -> int:
+    """Bytes of memory that this process has had at most, pages of files included. (Linux counts in KiB, macOS in bytes.)"""
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
 
 
 def _free() -> int | None:

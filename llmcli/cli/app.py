@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "verify": ("llmcli.cli.verify", "Check that models are whole"),
     "rm": ("llmcli.cli.rm", "Remove a model"),
     "clean": ("llmcli.cli.clean", "Remove unfinished downloads and old kernels"),
+    "bench": ("llmcli.cli.bench", "Measure how fast a model runs here"),
     "warmup": ("llmcli.cli.warmup", "Compile the kernels ahead of the first run"),
     "doctor": ("llmcli.cli.doctor", "Check this machine and installation"),
     "docs": ("llmcli.cli.docs", "Read the documentation"),

@@ -51,6 +51,16 @@ def ranged(setting: str) -> Callable[[str], float]:
     return count(*COUNTS[setting]) if setting in COUNTS else number(*NUMBERS[setting])
 
 
+def counts(low: int, high: int) -> Callable[[str], Counts]:
+    """A converter: whole numbers from low to high with commas in between."""
+    one = count(low, high)
+    return lambda word: Counts(map(one, word.split(",")))
+
+
+class Counts(tuple[int, ...]):
+    """Whole numbers."""
+
+
 class Bias(NamedTuple):
     token: int
     value: float

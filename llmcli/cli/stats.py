@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import resource
-import sys
 import time
 from typing import TYPE_CHECKING, Any
 
+from llmcli import memory
 from llmcli.cli.units import size
 
 if TYPE_CHECKING:
@@ -42,7 +41,7 @@ class Stats:
             "prompt_tokens_per_second": _rate(self.prompt, self.first - self.start),
             "generation_seconds": self.last - self.first,
             "generation_tokens_per_second": _rate(self.generated - 1, self.last - self.first),
-            "peak_memory_bytes": _peak_memory(),
+            "peak_memory_bytes": memory.peak(),
         }
         return {
             "model": self.engine.name,
@@ -77,9 +76,3 @@ def _rate(tokens: int, seconds: float) -> float | None:
 
 def _per_second(rate: float | None) -> str:
     return "-" if rate is None else f"{rate:,.1f} tokens/s"
-
-
-def _peak_memory() -> int:
-    """Bytes. (Linux counts in KiB, macOS in bytes.)"""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024

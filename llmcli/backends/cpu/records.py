@@ -64,6 +64,12 @@ SELECT = _record("SELECT", "header x x_stride out out_stride columns")
 TOP = _record("TOP", "header logits logits_stride vocab keep ids values stats")
 """ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. One chunk = one row."""
 CHECKSUM = _record("CHECKSUM", "header data size start out")
+CLOCK = _record("CLOCK", "header clock out")
+"""clock: the number of a POSIX clock; out: address of a timespec, i64 seconds and i64 nanoseconds."""
+READ = _record("READ", "header data chunk_bytes out")
+"""One chunk reads chunk_bytes, a multiple of 512; out: THREAD_BYTES for each thread, so that nothing is left out."""
+LIMIT = _record("LIMIT", "header steps out")
+"""One chunk does `steps` steps of products in registers; out: as in READ."""
 
 STEP = _record("STEP", "header table rows ticket done stop asleep woken threads spins yields")
 """What the threads that compute a step share. table: address of the step's ROWs, `rows` of them; ticket, done, stop:

@@ -15,16 +15,18 @@ from llmcli.backends.cpu.buffers import Buffers
 from llmcli.backends.cpu.choice import supports
 from llmcli.backends.cpu.fuse import fuse
 from llmcli.backends.cpu.lower import Lowering, Table
-from llmcli.backends.cpu.records import CHECKSUM, pack
+from llmcli.backends.cpu.objects import Key
+from llmcli.backends.cpu.records import CHECKSUM, CLOCK, ROW, ROWS_ONE, pack
 from llmcli.errors import NumericalError, Stopped
 from llmcli.formats.format import PackedTensor
 from llmcli.kv import KVCache
-from llmcli.plan import Plan
+from llmcli.plan import Op, Plan
 
 __all__ = ["CpuRunner", "checksum", "load", "supports"]
 
 CHECKSUM_PIECE = 1 << 20
 """Bytes that one call of the checksum kernel sums up (kernels/checksum.py)."""
+CLOCK_KERNEL: Key = ("measure.clock", ())
 
 
 def load(
@@ -51,7 +53,7 @@ class CpuRunner:
         ops = fuse(plan, lambda name: choice.integers(formats[name]))
         addresses = objects.load(choice.kernels(ops, formats, cache.dtype), notify)
         self._pool = threads.Pool(count or threads.usable(), addresses)
-        self._most = most_tokens
+        self.threads, self._most = self._pool.threads, most_tokens
         self._buffers = Buffers(plan, most_tokens, self._pool.threads)
         self._lowering = Lowering(plan, ops, weights, cache, self._buffers, addresses)
         self._tables: dict[tuple[int, int], Table] = {}
@@ -109,16 +111,22 @@ class CpuRunner:
             raise NumericalError("a key or value beyond 65,504, NaN or infinity", where, "Use --kv f32")
         raise NumericalError("NaN or infinity", where)
 
-    def times(self, batch: Batch) -> list[tuple[str, str, float]]:
-        """Computes a step of at most `most_tokens` tokens and says (kind, label, seconds) of each operation."""
+    def times(self, batch: Batch) -> list[tuple[Op, float]]:
+        """Computes a step of at most `most_tokens` tokens and says how many seconds each operation took (those of `fuse`, in order).
+        A clock is read between two operations, in the compiled step, so that they take what they take without it."""
         self._pool.resume()
         table, _ = self._prepare(batch, 0)
-        found = []
-        for row, (number, op) in enumerate(self._lowering.ops):
-            start = time.perf_counter()
-            self._pool.run(table.rows[row : row + 1], self._buffers.header)
-            found.append((op.kind, self.plan.ops[number].label, time.perf_counter() - start))
-        return found
+        clock = objects.load([CLOCK_KERNEL])[CLOCK_KERNEL]
+        times = np.zeros((len(table.rows) + 1, 2), np.int64)
+        args = [pack(CLOCK, header=0, clock=time.CLOCK_MONOTONIC, out=int(row.ctypes.data)) for row in times]
+        rows = np.empty((2 * len(table.rows) + 1, len(ROW)), np.int64)
+        rows[0::2] = [(clock, one.ctypes.data, ROWS_ONE, 1, 1) for one in args]
+        rows[1::2] = table.rows
+        if not self._pool.run(rows, self._buffers.header):
+            raise Stopped("stopped")
+        self._raise_fault(0)
+        seconds = np.diff(times[:, 0] * 10**9 + times[:, 1]) / 1e9
+        return [(op, float(took)) for (_, op), took in zip(self._lowering.ops, seconds, strict=True)]
 
     def stop(self) -> None:
         self._pool.stop()

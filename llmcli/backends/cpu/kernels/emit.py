@@ -12,7 +12,7 @@ from numba import types
 from llmcli.backends.cpu import target
 
 SIGNATURE = types.void(types.intp, types.intp, types.intp)
-ALLOWED = {"sched_yield", "memset", "memcpy", "memmove"}
+ALLOWED = {"sched_yield", "clock_gettime", "memset", "memcpy", "memmove"}
 """The only functions that kernels may call outside of themselves: LLVM makes the last three out of loops."""
 
 
