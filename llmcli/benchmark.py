@@ -153,8 +153,9 @@ def _check_context(spec: Spec, context: int) -> None:
 
 def records(
     subject: Subject, tests: list[Test], repeat: int, ops: bool, progress: Progress, notify: Notify | None = None
-) -> tuple[list[dict[str, Any]], Limits]:
-    """A record for each test, in llama-bench's field names and some more (docs/json.md), and what the machine can do at most."""
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """A record for each test, in llama-bench's field names and some more (docs/json.md), and what the machine can do at most. Raises
+    NumericalError, Stopped."""
     samples, tables = [], []
     for number, test in enumerate(tests):
         progress(f"{'prompt' if test.prompt else 'generation'} of {test.tokens:,}", number, len(tests) + 1)
@@ -169,7 +170,7 @@ def records(
         if table is not None:
             record["ops"] = table
     progress("done", len(tests) + 1, len(tests) + 1)
-    return found, limit
+    return found, asdict(limit)
 
 
 def _samples(subject: Subject, test: Test, sequence: Sequence, repeat: int) -> list[float]:
@@ -275,8 +276,3 @@ def _record(subject: Subject, test: Test, seconds: list[float], limit: Limits, m
         "dot_share": rates["int8_operations_per_second"] / limit.int8_operations,
         "peak_memory_bytes": most,
     }
-
-
-def machine(limit: Limits) -> dict[str, Any]:
-    """The limits as JSON."""
-    return asdict(limit)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -187,12 +188,20 @@ def test_a_weight_of_the_wrong_size_is_refused() -> None:
 
 
 def test_each_operation_can_be_timed() -> None:
+    """Together they take what the step takes; on a busy machine, in the best of some attempts."""
     plan = small_plan()
     cache = KVCache(plan.cache, 1, "f16")
     runner = run.load(plan, random_weights(plan, "int8"), cache, 2)
-    times = runner.times(Batch.of(cache.sequence(), tokens_of(5)))
-    assert ("linear", "layers.1.down") in [(kind, label) for kind, label, _ in times]
-    assert all(0 < seconds < 1 for _, _, seconds in times)
+    sequence, covered = cache.sequence(), []
+    for _ in range(20):
+        sequence.truncate(0)
+        batch = Batch.of(sequence, tokens_of(250), "all")
+        start = time.perf_counter()
+        times = runner.times(batch)
+        covered.append(sum(seconds for _, seconds in times) / (time.perf_counter() - start))
+        assert [op.label for op, _ in times if op.kind == "linear"][-2:] == ["layers.1.down", "head"]
+        assert all(seconds > 0 for _, seconds in times)
+    assert max(covered) > 0.6 and max(covered) <= 1
     runner.close()
 
 

@@ -46,9 +46,15 @@ OURS: dict[str, set[str]] = {
     "choices": {"errors", "engine", "past", "scoring"},
     "api": {"errors", "engine", "past", "generate", "scoring", "choices", "text"},
     "": {"api"},
+<<<<<<< HEAD
     "cli": MACHINE
     | {"engine", "acquire", "library", "doctor", "generate", "scoring", "choices", "sampling.settings", "text"}
     | {"weights.present", "weights.aliases"},
+=======
+    "cost": {"errors", "plan", "kv", "formats"},
+    "benchmark": MACHINE | {"engine", "cost", "plan", "kv", "formats", "models", "weights", "backends"},
+    "cli": MACHINE | {"engine", "acquire", "library", "benchmark", "generate", "scoring", "choices", "sampling.settings", "text"},
+>>>>>>> ae1ed58 (Side-by-side measurements with llama.cpp and OpenVINO GenAI; tests of llm bench)
     "__main__": {"cli"},
 }
 
@@ -60,7 +66,7 @@ THEIRS: dict[str, set[str]] = {
     "jinja2": {"text"},
     "tokenizers": {"text"},
     "gguf": {"weights"},
-    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "past", "generate", "scoring"},
+    "numpy": {"kv", "formats", "weights", "text", "sampling", "backends", "engine", "past", "generate", "scoring", "cost", "benchmark"},
     "llvmlite": {"backends.cpu"},
     "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
 }

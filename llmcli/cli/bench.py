@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import MODEL, Common, Counts, Json, count, counts, option
+from llmcli.cli.options import MODEL, CacheType, Common, Counts, Json, ModelName, NoVerify, Threads, count, counts, option
 from llmcli.cli.progress import progress
 from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.table import table
@@ -25,9 +25,7 @@ EXAMPLE = "llm bench --prompt 128,512 --gen 64"
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):
-    model: Annotated[
-        str | None, option("-m", "--model", section=MODEL, metavar="NAME", help="a name of llm list, or a path (LLMCLI_MODEL, else demo)")
-    ] = None
+    model: ModelName = None
     shape: Annotated[
         str | None, option("--shape", section=MODEL, metavar="SHAPE", help="random weights instead: 135M, 1B, 3B, 8B, or a config.json")
     ] = None
@@ -35,13 +33,9 @@ class Options(Json, Common):
         Literal["int8", "int4", "none"] | None,
         option("--quant", section=MODEL, metavar="TYPE", help="how random weights are stored: int8, int4 (default), none"),
     ] = None
-    threads: Annotated[
-        int | None, option("-t", "--threads", section=MODEL, metavar="N", parser=count(1, 1024), help="threads (the usable physical cores)")
-    ] = None
-    kv: Annotated[
-        Literal["auto", "f32", "f16"], option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32 or f16")
-    ] = "auto"
-    no_verify: Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")] = False
+    threads: Threads = None
+    kv: CacheType = "auto"
+    no_verify: NoVerify = False
     prompt: Annotated[
         Counts | None, option("--prompt", section=WHAT, metavar="N,...", parser=counts(0, MOST), help="tokens of a prompt; 0: none (512)")
     ] = None
@@ -66,8 +60,7 @@ def execute(options: Options, console: Console) -> int:
     tests = _tests(options)
     subject = _subject(options, max(test.depth + test.tokens for test in tests), console)
     with contextlib.closing(subject), progress(console) as report:
-        records, limits = benchmark.records(subject, tests, options.repeat, options.ops, report, console.note)
-    machine = benchmark.machine(limits)
+        records, machine = benchmark.records(subject, tests, options.repeat, options.ops, report, console.note)
     with open_answer() as answer:
         if options.json:
             answer.write(to_line({"schema": SCHEMA, "machine": machine, "records": records}))

@@ -107,27 +107,33 @@ class Text:
 MODEL = "The model"
 
 
+ModelName = Annotated[
+    str | None, option("-m", "--model", section=MODEL, metavar="NAME", help="a name of llm list, or a path (LLMCLI_MODEL, else demo)")
+]
+Threads = Annotated[
+    int | None, option("-t", "--threads", section=MODEL, metavar="N", parser=count(1, 1024), help="threads (the usable physical cores)")
+]
+CacheType = Annotated[
+    Literal["auto", "f32", "f16"], option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32 or f16")
+]
+NoVerify = Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Model:
     """A model and how it is run."""
 
-    model: Annotated[
-        str | None, option("-m", "--model", section=MODEL, metavar="NAME", help="a name of llm list, or a path (LLMCLI_MODEL, else demo)")
-    ] = None
+    model: ModelName = None
     context: Annotated[
         int | None,
         option("-c", "--context", section=MODEL, metavar="N", parser=count(1, 2**24), help="tokens of context (the model's, at most 4096)"),
     ] = None
-    threads: Annotated[
-        int | None, option("-t", "--threads", section=MODEL, metavar="N", parser=count(1, 1024), help="threads (the usable physical cores)")
-    ] = None
-    kv: Annotated[
-        Literal["auto", "f32", "f16"], option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32 or f16")
-    ] = "auto"
+    threads: Threads = None
+    kv: CacheType = "auto"
     device: Annotated[
         str, option("--device", "--backend", section=MODEL, metavar="NAME", help="what computes: cpu (default) or reference")
     ] = "cpu"
-    no_verify: Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")] = False
+    no_verify: NoVerify = False
 
     def load(self, console: Console, chat: bool = False) -> Engine:
         """The engine that these options mean; chat: for conversations, where the model has them."""
