@@ -26,8 +26,8 @@ CHUNK = 1 << 16
 """Bytes that `read` takes at once."""
 STEPS = 1 << 14
 """Steps in a chunk of products: some 50 us."""
-CHAINS = 16 if target.tile() == 8 else 4
-"""Products in flight: enough to hide each one's latency, few enough for the registers."""
+CHAINS = 16 if target.tile() == 8 else 2 if target.is_x86() and "avx2" not in target.features() else 4
+"""Products in flight, of 512 bits: enough to hide each one's latency, few enough for the registers."""
 DOT_OPERATIONS, FMA_OPERATIONS = 16 * 4 * 2, 16 * 2
 """Multiplications and additions in one dot4, and in one fused multiply-add of 16 lanes."""
 
