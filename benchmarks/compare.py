@@ -6,8 +6,8 @@
 llama.cpp comes as the package llama-cpp-python (built with the compiler of the machine), OpenVINO as openvino-genai, each in an
 environment of its own that also has numpy; an engine whose Python is not given is left out. --gguf: a model, rewritten with its matrices
 in --kind; with --shape, a random model of that shape with its tokenizer. Ours imports the same file: Q4_0 and Q8_0 are kept bit for
-bit. Every engine is a process that keeps its model loaded (peers/); a round asks each for each test, the order turning from round to
-round. Ratios are taken within a round, then their median. What each test is, is in TESTS.
+bit. Every engine is a process that keeps its model loaded (peers/); after a warm-up a round asks each for each test, the order turning
+from round to round. Ratios are taken within a round, then their median. What each test is, is in TESTS.
 """
 
 from __future__ import annotations
@@ -57,6 +57,7 @@ TESTS = {
     "decode-busy": Test("decode", 64, busy=True),
     "start": Test("start"),
 }
+WARM = (Test("prompt", 512), Test("decode", 16))
 
 
 class Engine:
@@ -125,15 +126,18 @@ def measured(engines: list[Engine], tests: dict[str, Test], rounds: int) -> dict
     def note(what: str, engine: Engine, value: float) -> None:
         found.setdefault(what, {}).setdefault(engine.name, []).append(value)
 
-    for number in range(-1, rounds):  # the first round warms up and is not counted
-        turn = max(number, 0) % len(engines)
+    for engine in engines:  # what is done for the first time takes longer
+        for test in WARM:
+            engine.ask(test)
+        if any(test.kind == "start" for test in tests.values()):
+            engine.once()
+    for number in range(rounds):
+        turn = number % len(engines)
         for name, test in tests.items():
             for engine in engines[turn:] + engines[:turn]:
                 time.sleep(PAUSE)
                 with spinning(test.busy):
                     values = engine.once() if test.kind == "start" else (engine.ask(test),)
-                if number < 0:
-                    continue
                 for part, value in zip((" (s)", " (bytes)") if test.kind == "start" else ("",), values, strict=True):
                     note(name + part, engine, value)
                 print(f"round {number + 1} {name:<16}{engine.name:<12}{values[0]:.4g}", file=sys.stderr, flush=True)
