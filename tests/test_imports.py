@@ -46,15 +46,11 @@ OURS: dict[str, set[str]] = {
     "choices": {"errors", "engine", "past", "scoring"},
     "api": {"errors", "engine", "past", "generate", "scoring", "choices", "text"},
     "": {"api"},
-<<<<<<< HEAD
-    "cli": MACHINE
-    | {"engine", "acquire", "library", "doctor", "generate", "scoring", "choices", "sampling.settings", "text"}
-    | {"weights.present", "weights.aliases"},
-=======
     "cost": {"errors", "plan", "kv", "formats"},
     "benchmark": MACHINE | {"engine", "cost", "plan", "kv", "formats", "models", "weights", "backends"},
-    "cli": MACHINE | {"engine", "acquire", "library", "benchmark", "generate", "scoring", "choices", "sampling.settings", "text"},
->>>>>>> ae1ed58 (Side-by-side measurements with llama.cpp and OpenVINO GenAI; tests of llm bench)
+    "cli": MACHINE
+    | {"engine", "acquire", "library", "doctor", "benchmark", "generate", "scoring", "choices", "sampling.settings", "text"}
+    | {"weights.present", "weights.aliases"},
     "__main__": {"cli"},
 }
 
