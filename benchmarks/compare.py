@@ -16,6 +16,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -209,6 +210,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     parser.add_argument("--markdown", type=Path)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # the engines' processes end with this one
     options.work.mkdir(parents=True, exist_ok=True)
     tests = {name: TESTS[name] for name in options.tests.split(",")}
     title, path, name, environment = prepared(options)
