@@ -26,6 +26,8 @@ CHUNK = 1 << 16
 """Bytes that `read` takes at once."""
 STEPS = 1 << 14
 """Steps in a chunk of products: some 50 us."""
+CHUNKS = 32
+"""Chunks of products in a pass, for each thread: some 2 ms, so that some passes meet no other process."""
 CHAINS = 16 if target.tile() == 8 else 2 if target.is_x86() and "avx2" not in target.features() else 4
 """Products in flight, of 512 bits: enough to hide each one's latency, few enough for the registers."""
 DOT_OPERATIONS, FMA_OPERATIONS = 16 * 4 * 2, 16 * 2
@@ -88,7 +90,7 @@ def _read(pool: Pool, kernel: int, data: Bytes) -> float:
 def _products(pool: Pool, kernel: int) -> float:
     """Chunks a second."""
     out = np.zeros(pool.threads * THREAD_BYTES, np.uint8)
-    args, chunks = pack(LIMIT, header=0, steps=STEPS, out=out.ctypes.data), 256 * pool.threads
+    args, chunks = pack(LIMIT, header=0, steps=STEPS, out=out.ctypes.data), CHUNKS * pool.threads
     return chunks * _passes(pool, kernel, args, chunks)
 
 
