@@ -232,6 +232,7 @@ COMMAND_LINES = {
     "llm models --json": ["models", "--json"],
     "llm show --json": ["show", "demo", "--json"],
     "llm doctor --json": ["doctor", "--json"],
+    "llm bench --json": ["bench", "--prompt", "8", "--gen", "2", "--repeat", "1", "--json"],
 }
 
 

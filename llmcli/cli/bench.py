@@ -20,7 +20,20 @@ if TYPE_CHECKING:
 WHAT = "What is measured"
 MOST = 2**20
 
-EXAMPLE = "llm bench --prompt 128,512 --gen 64"
+ABOUT = """
+Measures tokens a second: of prompts of several lengths, and of tokens one after the other, also deep in a text. What the machine can
+do is measured in the same run with the same threads, so each figure comes with its share of that limit. Tokens are random and
+nothing is sampled; the median of some measurements counts.
+
+--shape measures random weights of a model's real shape: nothing has to be here for it.
+"""
+
+EXAMPLE = """
+llm bench                                     # the default model
+llm bench --prompt 128,512 --gen 64 --depth 0,2048
+llm bench --shape 1B --quant int4 --ops       # random weights, and the time of each kind of operation
+llm bench --json
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
