@@ -66,6 +66,7 @@ OPERATIONS: dict[str, Operation] = dict(
         _operation("add", "a b", "", "", "out = a + b; may be in place"),
         _operation("scale", "x", "", "factor", "out = x * factor; may be in place"),
         _operation("softcap", "x", "", "cap", "in place: cap * tanh(x / cap)"),
+        _operation("clip", "x", "", "limit", "in place: min(max(x, -limit), limit)"),
         _operation(
             "route",
             "logits",

@@ -38,12 +38,23 @@ CASES: dict[str, tuple[Weight, Source, dict[str, Any], Any]] = {
         {"q": Q[:, 0].copy(), "k": K[:, 0].copy()},
         [np.concatenate([Q, K])[:, :1]],
     ),
-    "split_qkv_neox": (
+    "plus_one": (Weight("w", (6,), "vector"), Source("plus_one", ("q",)), {"q": Q[:, 0].copy()}, [Q[:, :1] + np.float32(1)]),
+    "split_qkv": (
         Weight("w", (18, 5), "matrix"),
-        Source("split_qkv_neox", ("qkv",), HEADS),
+        Source("split_qkv", ("qkv",), HEADS, HEADS),
         # Each head's rows are its own q, k and v, one after the other.
         {"qkv": np.concatenate([np.concatenate([x[2 * h : 2 * h + 2] for x in (Q, K, V)]) for h in range(HEADS)])},
         [np.concatenate([Q, K, V])],
+    ),
+    "split_qkv with grouped heads": (
+        Weight("w", (24, 5), "matrix"),
+        Source("split_qkv", ("qkv",), 4, 2),  # D = 3: each key head's rows are its two queries, k and v
+        {
+            "qkv": np.concatenate(
+                [np.concatenate([EXPERTS.reshape(12, 5)[6 * g : 6 * g + 6], *(x[3 * g : 3 * g + 3] for x in (K, V))]) for g in (0, 1)]
+            )
+        },
+        [np.concatenate([EXPERTS.reshape(12, 5), K, V])],
     ),
     "stack": (
         Weight("w", (3, 4, 5), "experts"),

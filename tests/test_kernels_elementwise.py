@@ -135,6 +135,9 @@ def test_arithmetic(width: int) -> None:
     assert np.array_equal(apply(kernel("elementwise.add"), a, b, in_place=True), a + b)
     assert np.array_equal(apply(kernel("elementwise.multiply"), a, b), a * b)
     assert np.array_equal(apply(kernel("elementwise.scale"), a, value=0.3), a * F(0.3))
+    a[0, 0] = np.nan  # it is not hidden
+    assert np.array_equal(apply(kernel("elementwise.clip"), a, value=0.7), np.clip(a, F(-0.7), F(0.7)), equal_nan=True)
+    a[0, 0] = 0
     exact = 2.5 * np.tanh(4 * a.astype(float) / 2.5)
     np.testing.assert_allclose(apply(kernel("elementwise.softcap"), 4 * a, value=2.5), exact, rtol=1e-6)
 

@@ -10,7 +10,7 @@ import pytest
 from llmcli.backends.backend import Batch
 from llmcli.backends.reference import run
 from llmcli.backends.reference.attention import attention, cache_write
-from llmcli.backends.reference.elementwise import KINDS, activation, add, multiply, scale, softcap
+from llmcli.backends.reference.elementwise import KINDS, activation, add, clip, multiply, scale, softcap
 from llmcli.backends.reference.embed import embed, position_add
 from llmcli.backends.reference.experts import experts, route
 from llmcli.backends.reference.linear import Matrix, int8, linear, unpack
@@ -285,7 +285,10 @@ def test_elementwise() -> None:
     close(add(a, b), [[float(x) + float(y) for x, y in zip(r, s, strict=True)] for r, s in zip(a, b, strict=True)])
     close(scale(a, factor=0.3), [[0.3 * float(x) for x in r] for r in a])
     close(softcap(100 * a, cap=30.0), [[30 * math.tanh(100 * float(x) / 30) for x in r] for r in a])
-    assert all(out.dtype == np.float32 for out in (multiply(a, b), add(a, b), scale(a, factor=0.3), softcap(a, cap=3.0)))
+    close(clip(a, limit=0.5), [[max(-0.5, min(0.5, float(x))) for x in r] for r in a])
+    assert all(
+        out.dtype == np.float32 for out in (clip(a, limit=0.5), multiply(a, b), add(a, b), scale(a, factor=0.3), softcap(a, cap=3.0))
+    )
 
 
 @pytest.mark.parametrize("softmax", ["before", "after"])

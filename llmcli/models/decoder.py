@@ -32,6 +32,8 @@ def plan(spec: Spec, context: int) -> Plan:
     if spec.positions:
         table = build.weight("position", (spec.positions, spec.hidden), "table")
         build.op("position_add", "position", x, (x,), (table,), offset=spec.position_offset)
+    if spec.embedding_norm:
+        build.norm(x, x, "embedding_norm", spec)
     for number, layer in enumerate(spec.layers):
         _layer(build, spec, layer, number, context)
     _logits(build, spec, x)
@@ -94,6 +96,8 @@ def _layer(build: _Builder, spec: Spec, layer: Layer, number: int, context: int)
     if parallel and not layer.shared_norm:
         build.norm(normed, x, f"{name}.mlp_norm", spec)
     build.linear(branch, attended, f"{name}.attention_out", layer.attention.out_bias)
+    if layer.post_norms:
+        build.norm(branch, branch, f"{name}.attention_post_norm", spec)
     build.op("add", f"{name}.attention_add", x, (x, branch))
     if not parallel:
         build.norm(normed, x, f"{name}.mlp_norm", spec)
@@ -101,6 +105,8 @@ def _layer(build: _Builder, spec: Spec, layer: Layer, number: int, context: int)
         _mlp(build, layer.mlp, branch, normed, name)
     if layer.experts:
         _experts(build, layer.experts, branch, normed, name)
+    if layer.post_norms:
+        build.norm(branch, branch, f"{name}.mlp_post_norm", spec)
     build.op("add", f"{name}.mlp_add", x, (x, branch))
 
 
@@ -118,6 +124,8 @@ def _attention(build: _Builder, spec: Spec, layer: Layer, normed: Slot, number: 
         )
     )
     build.linear(qkv, normed, f"{name}.qkv", a.bias)
+    if a.clip:
+        build.op("clip", f"{name}.clip", qkv, (qkv,), limit=a.clip)
     if a.qk_norm:
         _qk_norm(build, spec, a, query, a.heads, f"{name}.query_norm")
         _qk_norm(build, spec, a, key, a.kv_heads, f"{name}.key_norm")

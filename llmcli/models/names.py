@@ -17,9 +17,10 @@ from llmcli.plan import Plan
 
 TRANSFORMS: dict[str, str] = {
     "copy": "the one tensor as it is",
+    "plus_one": "the one tensor, a norm's weight, plus 1",
     "transpose": "the one tensor [K, N] becomes [N, K]",
     "concat": "the tensors' rows (or a bias's elements) one after the other, in the order of `names`",
-    "split_qkv_neox": "the one tensor's rows, interleaved as [heads][q k v][D], become q | k | v; the same for a bias",
+    "split_qkv": "the one tensor's rows, interleaved as [kv heads][its q heads, k, v][D], become q | k | v; the same for a bias",
     "stack": "names[e] [N, K] become [E, N, K] (or biases [N] become [E, N])",
     "stack_concat": "for each expert e, the rows of names[2e] and names[2e + 1] one after the other: [E, 2N, K]",
 }
@@ -28,19 +29,28 @@ TRANSFORMS: dict[str, str] = {
 
 @dataclass(frozen=True)
 class Source:
-    """transform: a word of TRANSFORMS. names: checkpoint tensors. heads: query heads, for 'split_qkv_neox'."""
+    """transform: a word of TRANSFORMS. names: checkpoint tensors. heads, kv_heads: for 'split_qkv'."""
 
     transform: str
     names: tuple[str, ...]
     heads: int = 0
+    kv_heads: int = 0
 
 
 def copy(name: str) -> Source:
     return Source("copy", (name,))
 
 
+def plus_one(name: str) -> Source:
+    return Source("plus_one", (name,))
+
+
 def transpose(name: str) -> Source:
     return Source("transpose", (name,))
+
+
+def split_qkv(name: str) -> Source:
+    return Source("split_qkv", (name,))
 
 
 def concat(*names: str) -> Source:
@@ -76,8 +86,10 @@ def sources(spec: Spec, plan: Plan, architecture: Named, present: Collection[str
         names = tuple(name.replace("{i}", layer).replace("{e}", str(e)) for e in experts for name in source.names)
         if bare:
             names = tuple(name.removeprefix(prefix) for name in names)
-        heads = spec.layers[int(layer)].attention.heads if source.transform == "split_qkv_neox" else 0
-        found[weight.name] = replace(source, names=names, heads=heads)
+        found[weight.name] = replace(source, names=names)
+        if source.transform == "split_qkv":
+            attention = spec.layers[int(layer)].attention
+            found[weight.name] = replace(source, names=names, heads=attention.heads, kv_heads=attention.kv_heads)
     return found
 
 

@@ -69,6 +69,8 @@ class Attention:
     alibi: tuple[float, ...] = ()
     """ALiBi slopes, one a head, or empty."""
     sinks: bool = False
+    clip: float = 0.0
+    """Queries, keys and values are cut off at -clip and clip; 0: they are not."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,8 @@ class Layer:
     rope: Rope | None = None
     residual: str = "sequential"
     shared_norm: bool = False
+    post_norms: bool = False
+    """A norm more behind attention and behind the MLP: x += norm(attn(norm x)) ("sandwich")."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +128,8 @@ class Spec:
     positions: int = 0
     """Rows of the learned position table; 0: none."""
     position_offset: int = 0
+    embedding_norm: bool = False
+    """A norm of the embeddings, before the first layer."""
     embedding_scale: float = 1.0
     logit_scale: float = 1.0
     logit_softcap: float = 0.0

@@ -25,7 +25,7 @@ WIDEST = 1 << 20
 
 
 class Source(Protocol):
-    """How one weight is made (models/names.py): a transform word, tensor names, query heads for split_qkv_neox."""
+    """How one weight is made (models/names.py): a transform word, tensor names, heads for split_qkv."""
 
     @property
     def transform(self) -> str: ...
@@ -33,6 +33,8 @@ class Source(Protocol):
     def names(self) -> tuple[str, ...]: ...
     @property
     def heads(self) -> int: ...
+    @property
+    def kv_heads(self) -> int: ...
 
 
 class Reader(Protocol):
@@ -85,7 +87,7 @@ def _misshaped(weight: Weight, source: Source, tensors: list[Tensor]) -> list[st
     """What is wrong with the shapes of a weight's tensors: nothing, or one text a tensor."""
     shape = weight.shape
     match source.transform:
-        case "copy" | "split_qkv_neox":
+        case "copy" | "plus_one" | "split_qkv":
             return _unlike(tensors, shape)
         case "transpose":
             return _unlike(tensors, shape[::-1])
@@ -145,8 +147,12 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
             return [_Stored(reader, names[0], e * rows, rows) for e in range(count)]
         case "transpose":
             return [_Rearranged(reader, names[0], np.arange(weight.shape[0]), transposed=True)]
-        case "split_qkv_neox":
-            order = np.arange(weight.shape[0]).reshape(source.heads, 3, -1).swapaxes(0, 1).ravel()
+        case "plus_one":
+            return [_PlusOne(_whole(reader, names[0]))]
+        case "split_qkv":
+            group = source.heads // source.kv_heads
+            rows = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
+            order = np.concatenate([part.ravel() for part in (rows[:, :group], rows[:, group], rows[:, group + 1])])
             return [_Rearranged(reader, names[0], order)]
         case "concat":
             return [_Joined([_whole(reader, name) for name in names])]
@@ -203,6 +209,20 @@ class _Stored:
 
 def _whole(reader: Reader, name: str) -> _Stored:
     return _Stored(reader, name, 0, _height(reader.tensors[name].shape))
+
+
+class _PlusOne:
+    """A matrix plus 1: the weight of a norm that multiplies by 1 + weight."""
+
+    def __init__(self, inner: _Stored) -> None:
+        self._inner = inner
+        self.rows, self.columns = inner.rows, inner.columns
+
+    def read(self, start: int, stop: int) -> Floats:
+        return self._inner.read(start, stop) + np.float32(1)
+
+    def repack(self, start: int, stop: int, format: str) -> Bytes | None:
+        return None
 
 
 class _Rearranged:

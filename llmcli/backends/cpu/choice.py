@@ -17,6 +17,7 @@ PLAIN = {
     "add": "elementwise.add",
     "scale": "elementwise.scale",
     "softcap": "elementwise.softcap",
+    "clip": "elementwise.clip",
     "select_rows": "select.rows",
     "top": "top.rows",
 }

@@ -178,7 +178,7 @@ def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _elementwise(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     a, b = op.inputs[0], op.inputs[-1]
-    param = {"scale": "factor", "softcap": "cap"}.get(op.kind)
+    param = {"scale": "factor", "softcap": "cap", "clip": "limit"}.get(op.kind)
     value = bits(choice.number(op, param)) if param else 0
     fields = {**at.place("a", a), **at.place("b", b), **at.place("out", op.out[0]), "columns": op.out[0].width, "value": value}
     return records.ELEMENTWISE, fields, 1, 1
@@ -260,5 +260,5 @@ LOWER: dict[str, Callable[[Lowering, Op, int, int], Lowered]] = {
     "attention": _attention,
     "select_rows": _select_rows,
     "top": _top,
-    **dict.fromkeys(("activation", "multiply", "add", "scale", "softcap"), _elementwise),
+    **dict.fromkeys(("activation", "multiply", "add", "scale", "softcap", "clip"), _elementwise),
 }

@@ -57,3 +57,7 @@ def scale(x: Floats, *, factor: float) -> Floats:
 def softcap(x: Floats, *, cap: float) -> Floats:
     out: Floats = np.float32(cap) * np.tanh(x / np.float32(cap))
     return out
+
+
+def clip(x: Floats, *, limit: float) -> Floats:
+    return np.clip(x, np.float32(-limit), np.float32(limit))

@@ -2,7 +2,7 @@
 
 from llmcli.models import limits, rope
 from llmcli.models.config import ACTIVATIONS, Config, head_size
-from llmcli.models.names import Source, copy
+from llmcli.models.names import copy, split_qkv
 from llmcli.models.spec import Attention, Layer, Mlp, Norm, Spec
 
 TYPES = {"gpt_neox": "GPTNeoXForCausalLM"}
@@ -20,8 +20,8 @@ _PLAIN = {
 }
 NAMES = {
     "embedding": copy("gpt_neox.embed_in.weight"),
-    "layers.{i}.qkv": Source("split_qkv_neox", (f"{_LAYER}.attention.query_key_value.weight",)),
-    "layers.{i}.qkv_bias": Source("split_qkv_neox", (f"{_LAYER}.attention.query_key_value.bias",)),
+    "layers.{i}.qkv": split_qkv(f"{_LAYER}.attention.query_key_value.weight"),
+    "layers.{i}.qkv_bias": split_qkv(f"{_LAYER}.attention.query_key_value.bias"),
     **{ours: copy(f"{theirs}.weight") for ours, theirs in _PLAIN.items()},
     **{f"{ours}_bias": copy(f"{theirs}.bias") for ours, theirs in _PLAIN.items()},
     "head": copy("embed_out.weight"),

@@ -10,7 +10,18 @@ import numpy as np
 from numba import njit
 
 from llmcli.backends.cpu.kernels.mathematics import exp, normal_distribution, sigmoid, tanh
-from llmcli.backends.cpu.kernels.vectors import as_f64, field, fma, larger, load_f32x16, load_first, splat, store_first, store_vector
+from llmcli.backends.cpu.kernels.vectors import (
+    as_f64,
+    field,
+    fma,
+    larger,
+    load_f32x16,
+    load_first,
+    smaller,
+    splat,
+    store_first,
+    store_vector,
+)
 from llmcli.backends.cpu.records import ELEMENTWISE
 
 F = np.float32
@@ -65,6 +76,11 @@ def softcap(a, b, value):
 
 
 @njit(forceinline=True)
+def clip(a, b, value):
+    return smaller(value, larger(-value, a))
+
+
+@njit(forceinline=True)
 def add(a, b, value):
     return a + b
 
@@ -110,6 +126,7 @@ KERNELS = {
     "multiply": rows(multiply, 2),
     "scale": rows(scale, 1),
     "softcap": rows(softcap, 1),
+    "clip": rows(clip, 1),
     "silu": rows(silu, 1),
     "gelu": rows(gelu, 1),
     "gelu_tanh": rows(gelu_tanh, 1),
