@@ -39,7 +39,7 @@ def enliven(model: torch.nn.Module, generator: torch.Generator) -> None:
         if name.endswith("bias"):
             parameter.copy_(0.2 * noise)
         elif parameter.ndim == 1:
-            parameter.copy_(1 + 0.3 * noise)
+            parameter.add_(0.3 * noise)  # around 1, or 0 where 1 is added
         else:
             gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
             parameter.copy_(gain * noise * parameter.shape[-1] ** -0.5)
@@ -60,7 +60,7 @@ def make(variant: str, config: dict[str, Any]) -> None:
     (place / "generation_config.json").unlink(missing_ok=True)
     # Read back rather than widened: `to(dtype)` rounds the rotary frequencies too, which no file holds.
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
-    length = max(TOKENS, described.max_position_embeddings)
+    length = max(TOKENS, getattr(described, "max_position_embeddings", TOKENS))
     ids = torch.randint(0, described.vocab_size, (1, length), generator=generator)
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0].float()

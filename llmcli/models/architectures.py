@@ -56,7 +56,9 @@ def find(config: Mapping[str, Any]) -> Architecture:
     classes = classes if isinstance(classes, list) else [classes]
     for module in every():
         for known, name in module.TYPES.items():
-            if kind in (known, None) and (name in classes or (kind and not classes)):
+            # Letters' case differs between authors: MPTForCausalLM, MptForCausalLM.
+            named = any(isinstance(word, str) and word.casefold() == name.casefold() for word in classes)
+            if kind in (known, None) and (named or (kind and not classes)):
                 return module
     what = f"unsupported architecture {', '.join(str(name)[:60] for name in classes[:3]) or str(kind)[:60]}"
     raise UnsupportedModel(what, f"llm runs {', '.join(supported())}", "Use another model")

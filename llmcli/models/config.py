@@ -28,13 +28,18 @@ HARMLESS = frozenset(
     max_length min_length max_sequence_length do_sample early_stopping num_beams num_beam_groups diversity_penalty
     temperature top_k top_p typical_p repetition_penalty length_penalty no_repeat_ngram_size num_return_sequences
     encoder_no_repeat_ngram_size output_scores return_dict_in_generate remove_invalid_values
-    exponential_decay_length_penalty task_specific_params
+    exponential_decay_length_penalty task_specific_params tokenizer_name
+
+    init_device init_config init_std verbose inference_runner max_batch_size pad_key_length pre_allocate_kv_cache
+    validate_runner_input attn_impl slow_but_exact attention_softmax_in_fp32 scale_attention_softmax_in_fp32
+    bias_dropout_fusion masked_softmax_fusion offset_alibi skip_bias_add skip_bias_add_qkv
 
     use_cache cache_implementation output_attentions output_hidden_states output_router_logits return_dict torchscript
     chunk_size_feed_forward attn_implementation _attn_implementation _attn_implementation_autoset pretraining_tp
     gradient_checkpointing is_decoder tie_encoder_decoder cross_attention_hidden_size n_ctx
 
-    initializer_range initializer_factor attention_dropout attention_probs_dropout_prob hidden_dropout
+    dropout activation_dropout layerdrop embed_dropout resid_dropout residual_dropout embedding_dropout emb_pdrop
+    embedding_fraction initializer_range initializer_factor attention_dropout attention_probs_dropout_prob hidden_dropout
     hidden_dropout_prob classifier_dropout resid_pdrop embd_pdrop attn_pdrop router_aux_loss_coef router_jitter_noise
     pruned_heads finetuning_task problem_type id2label label2id num_labels _num_labels tf_legacy_loss summary_type
     summary_use_proj summary_activation summary_proj_to_labels summary_first_dropout
@@ -89,7 +94,7 @@ class Config:
         self._data = dict(data)
         self._path = path
         self._read: set[str] = set()
-        self._sections: list[Config] = []
+        self._sections: dict[str, Config] = {}
 
     def defaults(self, **values: Any) -> None:
         """Sets fields that are missing (not those that are null), as a family's own defaults do."""
@@ -128,6 +133,22 @@ class Config:
             raise self._wrong(names, value, f"a list of {count:,} words")
         return tuple(self._choose(names, word, choices) for word in value)
 
+    def runs(self, *names: str, choices: Mapping[str, T], count: int) -> tuple[T, ...] | None:
+        """The same for words that come as pairs [words, times]: [[["global", "local"], 2]] are four."""
+        value = self._value(names, ())
+        if value == ():
+            return None
+        pairs = value if isinstance(value, list) and len(value) <= count else [None]
+        found: list[T] = []
+        for pair in pairs:
+            words, times = pair if isinstance(pair, list) and len(pair) == 2 else (None, None)
+            if not (isinstance(words, list) and type(times) is int and len(words) * max(times, 1) <= count - len(found)):
+                raise self._wrong(names, value, f"a list of [words, times], {count:,} words in all")
+            found += [self._choose(names, word, choices) for word in words] * times
+        if len(found) != count:
+            raise self._wrong(names, value, f"a list of [words, times], {count:,} words in all")
+        return tuple(found)
+
     def numbers(self, *names: str, count: int, low: float, high: float) -> tuple[float, ...]:
         """A list of `count` numbers from low to high."""
         value = self._value(names, None)
@@ -146,9 +167,7 @@ class Config:
         value: Any = next((v for v in (self._value((name,), {}) for name in names) if v != {}), {})
         if not isinstance(value, dict):
             raise self._wrong(names, value, "an object")
-        inner = Config(value, f"{self._path}{names[0]}.")
-        self._sections.append(inner)
-        return inner
+        return self._sections.setdefault(names[0], Config(value, f"{self._path}{names[0]}."))
 
     def has(self, *names: str) -> bool:
         """Whether one of the fields is there and not null."""
@@ -157,7 +176,7 @@ class Config:
     def unread(self) -> list[str]:
         """Fields with a value that nobody has read and that are not known to be harmless, with their paths."""
         own = [n for n, v in self._data.items() if v is not None and n not in self._read and n not in HARMLESS]
-        return [f"{self._path}{n}" for n in own] + [n for section in self._sections for n in section.unread()]
+        return [f"{self._path}{n}" for n in own] + [n for section in self._sections.values() for n in section.unread()]
 
     def finish(self, allow: Collection[str] = ()) -> None:
         """Raises UnsupportedModel naming the unread fields, but for those in `allow`."""

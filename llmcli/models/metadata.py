@@ -16,7 +16,7 @@ from typing import Any, Protocol, cast
 
 from llmcli.errors import CorruptFile, UnsupportedModel
 from llmcli.models import gguf
-from llmcli.models.names import Source, copy
+from llmcli.models.names import Source, both, copy
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Tensor name -> shape, rows first."""
@@ -123,11 +123,6 @@ def rotated_share(entries: Entries, size: int) -> float | None:
     """The share of a head's columns that is rotated; None for all. The half keeps rounding from losing a column."""
     rotated = entries.whole("rope.dimension_count", size)
     return (rotated + 0.5) / size if rotated < size else None
-
-
-def both(ours: str, theirs: str) -> dict[str, Source]:
-    """A weight and its bias."""
-    return {ours: copy(f"{theirs}.weight"), f"{ours}_bias": copy(f"{theirs}.bias")}
 
 
 NAMES = {

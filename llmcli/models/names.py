@@ -57,6 +57,11 @@ def concat(*names: str) -> Source:
     return Source("concat", names)
 
 
+def both(ours: str, theirs: str) -> dict[str, Source]:
+    """A weight and its bias, as they are."""
+    return {ours: copy(f"{theirs}.weight"), f"{ours}_bias": copy(f"{theirs}.bias")}
+
+
 class Named(Protocol):
     """The part of an architecture file that names tensors."""
 

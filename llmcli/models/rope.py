@@ -28,22 +28,24 @@ from llmcli.models.config import Config
 from llmcli.models.spec import Rope
 
 
-def read(cfg: Config, head_size: int, context: int, base: float = 10000.0, portion: float = 1.0) -> Rope:
+def read(cfg: Config, head_size: int, context: int, base: float = 10000.0, portion: float = 1.0, fields: Config | None = None) -> Rope:
     """The rotary positions of a config.json, in any of the styles in use (`rope_theta` and `rope_scaling`, or
     `rope_parameters`). context: its max_position_embeddings; base, portion (rotated share of a head): used where the
-    file says nothing. Raises UnsupportedModel for kinds we do not know."""
-    fields = cfg.section("rope_scaling", "rope_parameters")
-    base = cfg.number("rope_theta", "rotary_emb_base", low=2, high=1e15, default=base)
+    file says nothing; fields: the object to read, where there is one for each kind of layer. Raises UnsupportedModel
+    for kinds we do not know."""
+    if fields is None:
+        fields = cfg.section("rope_scaling", "rope_parameters")
+        base = cfg.number("rope_theta", "rotary_emb_base", low=2, high=1e15, default=base)
     portion = cfg.number("partial_rotary_factor", "rotary_pct", low=0, high=1, default=portion)
     size = int(head_size * fields.number("partial_rotary_factor", low=0, high=1, default=portion))
     if size < 2 or size % 2:
         raise UnsupportedModel("config.json", f"{size} of a head's {head_size} columns are rotated, and llm rotates an even number")
-    kind = fields.word("rope_type", "type", choices={"default": "", **{name: name for name in _KINDS}}, default="default")
+    kind = fields.word("rope_type", "type", choices={"default": "", **{name: name for name in _KINDS}, "su": "longrope"}, default="default")
     rope = Rope(size, fields.number("rope_theta", low=2, high=1e15, default=base), scaling=kind)
-    if not kind:
-        return rope
     trained = fields.count("original_max_position_embeddings", least=2, most=limits.CONTEXT, default=context)
     trained = cfg.count("original_max_position_embeddings", least=2, most=limits.CONTEXT, default=trained)
+    if not kind:
+        return rope
     factor = fields.number("factor", low=1e-3, high=1e6, default=context / trained if context != trained else None)
     return _KINDS[kind][0](fields, replace(rope, factor=factor, original_context=trained), context)
 
