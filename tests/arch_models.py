@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,7 @@ from llmcli.formats import format as formats
 from llmcli.formats.format import PackedTensor
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import architectures, config, decoder, names
+from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.weights import convert
 from llmcli.weights.folder import Checkpoint
@@ -42,9 +43,18 @@ class Model:
 
 
 @contextmanager
-def opened(folder: Path, context: int, quantization: str = "none", name: str = "reference", kv: str = "f32") -> Iterator[Model]:
-    """The model in `folder` on the backend `name`. Raises UnsupportedModel where the backend lacks an operation."""
+def opened(
+    folder: Path,
+    context: int,
+    quantization: str = "none",
+    name: str = "reference",
+    kv: str = "f32",
+    change: Callable[[Spec], Spec] = lambda spec: spec,
+) -> Iterator[Model]:
+    """The model in `folder` on the backend `name`. change: what to make of its spec; it must leave the weights alone.
+    Raises UnsupportedModel where the backend lacks an operation."""
     spec, architecture = architectures.describe(config.parse((folder / "config.json").read_bytes()))
+    spec = change(spec)
     plan = decoder.plan(spec, context)
     checkpoint = Checkpoint([File(path) for path in sorted(folder.glob("*.safetensors"))])
     try:

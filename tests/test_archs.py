@@ -6,7 +6,9 @@ the logits.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import pytest
 from arch_models import ARCHS, Model, opened
 from llmcli.errors import UnsupportedModel
 from llmcli.models import architectures, config
+from llmcli.models.spec import Spec
 
 VARIANTS = {variant: data for module in architectures.every() for variant, data in module.TINY.items()}
 
@@ -63,8 +66,8 @@ def test_float_logits_are_the_originals(variant: str, model: Model) -> None:
 def test_token_by_token_is_all_at_once(variant: str, model: Model) -> None:
     ids, _ = golden(variant)
     whole = model.logits(ids)
-    np.testing.assert_allclose(model.logits(ids, steps=len(ids)), whole, rtol=0, atol=1e-5)
-    np.testing.assert_allclose(model.logits(ids, steps=3), whole, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(model.logits(ids, steps=len(ids)), whole)
+    np.testing.assert_array_equal(model.logits(ids, steps=3), whole)
 
 
 def test_int8_stays_close(variant: str, backend_name: str) -> None:
@@ -78,3 +81,48 @@ def test_int8_stays_close(variant: str, backend_name: str) -> None:
     right = log_probabilities(wanted)
     divergence = (np.exp(right) * (right - found)).sum(-1)
     assert divergence.mean() < 0.01
+
+
+def each(part: str = "", **fields: Callable[[Any], Any]) -> Callable[[Spec], Spec]:
+    """A change of fields of every layer, or of that part of it where there is one."""
+
+    def change(spec: Spec) -> Spec:
+        layers = []
+        for layer in spec.layers:
+            record = getattr(layer, part) if part else layer
+            new = record and replace(record, **{name: value(getattr(record, name)) for name, value in fields.items()})
+            layers.append(replace(layer, **{part: new}) if part else new)
+        return replace(spec, layers=tuple(layers))
+
+    return change
+
+
+MISTAKES: dict[str, Callable[[Spec], Spec]] = {
+    "scale": each("attention", scale=lambda x: 1.1 * x),
+    "no window": each("attention", window=lambda x: 0),
+    "a window one longer": each("attention", window=lambda x: x and x + 1),
+    "no cap": each("attention", softcap=lambda x: 0.0),
+    "no slopes": each("attention", alibi=lambda x: ()),
+    "slopes in another order": each("attention", alibi=lambda x: x[::-1]),
+    "no clipping": each("attention", clip=lambda x: 0.0),
+    "no rotation": each(rope=lambda x: None),
+    "the other pairs": each("rope", interleaved=lambda x: not x),
+    "another base": each("rope", base=lambda x: 2 * x),
+    "no rotary scaling": each("rope", scaling=lambda x: ""),
+    "the other gelu": each("mlp", activation=lambda x: {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}.get(x, x)),
+    "embeddings as they are": lambda spec: replace(spec, embedding_scale=1.0),
+    "no cap of logits": lambda spec: replace(spec, logit_softcap=0.0),
+    "the layers' order": lambda spec: replace(spec, layers=spec.layers[::-1]),
+    "positions from 0": lambda spec: replace(spec, position_offset=0),
+    "the other norm": lambda spec: replace(spec, norm=replace(spec.norm, kind="rms" if spec.norm.kind == "layer" else "layer")),
+}
+
+
+def test_no_mistake_would_go_unseen(variant: str) -> None:
+    """Each field that a family uses is seen in the logits of its tiny model: a wrong one fails the comparison above."""
+    ids, wanted = golden(variant)
+    spec = architectures.describe(VARIANTS[variant])[0]
+    for name, mistake in MISTAKES.items():
+        if mistake(spec) != spec:
+            with opened(ARCHS / variant, len(ids), change=mistake) as model:
+                assert np.abs(model.logits(ids) - wanted).max() > 5e-4, name
