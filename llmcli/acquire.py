@@ -8,7 +8,7 @@ Nothing is printed: news go through callbacks. Imports are inside functions, bec
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -27,11 +27,19 @@ if TYPE_CHECKING:
 
 
 def import_folder(
-    directory: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+    directory: Path,
+    quant: str,
+    name: str | None = None,
+    progress: Progress | None = None,
+    *,
+    path: Path | None = None,
+    origin: str = "",
+    allow: Collection[str] = (),
 ) -> Path:
     """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
 
     path: where to write it (default: its place among the models); origin: what to record as its source (default: the folder).
+    allow: fields of config.json that may be there although we do not know them.
     Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
     """
     from llmcli.models import architectures, config, names
@@ -40,7 +48,7 @@ def import_folder(
     name = store.checked_name(name or directory.resolve().name)
     path = path or store.path_of(name, quant)
     with folder.open_folder(directory) as source:
-        spec, architecture = architectures.describe(config.parse(source.files["config.json"]))
+        spec, architecture = architectures.describe(config.parse(source.files["config.json"]), allow)
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         sources = names.sources(spec, plan, architecture, source.checkpoint.tensors)
         about = {"name": name, "source": origin or str(directory.resolve())}
@@ -50,7 +58,14 @@ def import_folder(
 
 
 def import_gguf(
-    file: Path, quant: str, name: str | None = None, progress: Progress | None = None, *, path: Path | None = None, origin: str = ""
+    file: Path,
+    quant: str,
+    name: str | None = None,
+    progress: Progress | None = None,
+    *,
+    path: Path | None = None,
+    origin: str = "",
+    allow: Collection[str] = (),
 ) -> Path:
     """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
 
@@ -63,8 +78,8 @@ def import_gguf(
     path = path or store.path_of(name, quant)
     with weights.File(file) as source:
         shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
-        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS))
-        spec, _ = architectures.describe(found.config)
+        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS), allow)
+        spec, _ = architectures.describe(found.config, allow)
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         checkpoint = weights.Checkpoint(source, found.interleaved)
         files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
@@ -110,13 +125,14 @@ def pull(
     timeout: float | None = None,
     progress: Progress | None = None,
     notify: Callable[[str], None] | None = None,
+    allow: Collection[str] = (),
 ) -> Path:
     """Gets a model from the hub: an alias or org/repo[@revision]; returns the packed file. What is here is not got again.
 
     quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay; timeout: seconds to
     wait for another process that gets the same model (None: as long as it takes). notify: hears, before the first byte of a weight,
-    what is coming. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError, UnsupportedModel, CorruptFile,
-    NumericalError, UsageError.
+    what is coming; allow: as in `import_folder`. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
+    UnsupportedModel, CorruptFile, NumericalError, UsageError.
     """
     from llmcli.models import architectures, config, names
     from llmcli.weights import pull as pulling
@@ -134,8 +150,8 @@ def pull(
         if pulling.present(path, wanted, listing.commit):  # another process made it meanwhile
             repository.remove()
             return path
+        spec, architecture = architectures.describe(config.parse(repository.config), allow)
         files = repository.files
-        spec, architecture = architectures.describe(config.parse(files["config.json"]))
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         _check(files)
         repository.read_headers()

@@ -19,6 +19,7 @@ from llmcli.backends.backend import Batch
 from llmcli.errors import CorruptFile, ModelFileError, NumericalError, UnsupportedModel
 from llmcli.formats import format as formats
 from llmcli.formats import layout
+from llmcli.models import metadata
 from llmcli.weights import encodings, packed
 from llmcli.weights.gguf import Checkpoint, File
 
@@ -202,6 +203,19 @@ def test_what_llm_does_not_run_is_refused(key: str, value: Any, why: str, tmp_pa
     with pytest.raises(UnsupportedModel, match=why):
         imported(path, "int8")
     assert not list(tmp_path.glob("*.safetensors"))
+
+
+def test_what_is_not_known_may_be_allowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A field of config.json, and an entry of a GGUF file."""
+    config, tensors = fixture("llama-tied")
+    folder = write_folder(tmp_path / "folder", {**config, "logit_spice": 3}, tensors)
+    file = write_gguf(tmp_path / "model.gguf", config, tensors)
+    true = metadata.read
+    monkeypatch.setattr(metadata, "read", lambda found, *rest: true({**found, "llama.surprise": 3}, *rest))
+    for load, source, name in ((acquire.import_folder, folder, "logit_spice"), (acquire.import_gguf, file, "llama.surprise")):
+        with pytest.raises(UnsupportedModel, match=f"{name}.*--allow-config"):
+            load(source, "int8", path=tmp_path / "out.safetensors")
+        load(source, "int8", path=tmp_path / "out.safetensors", allow=[name])
 
 
 def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:

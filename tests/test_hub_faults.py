@@ -12,6 +12,7 @@ import pytest
 
 import random_model
 from fakehub import FakeHub, Fault, fakehub
+from llmcli.models import architectures
 from llmcli.weights import fetch
 from llmcli.weights import pull as pulling
 from pulling import REPOSITORY, Puller, imported, pull, sharded, start, tensors_of, weights_size
@@ -227,8 +228,16 @@ def test_an_unsupported_model_is_refused_before_its_weights(pull: Puller, fakehu
     strange = {**random_model.CONFIG, "architectures": ["StrangeForCausalLM"], "model_type": "strange"}
     source = random_model.write_folder(tmp_path / "source", strange, random_model.tensors())
     fakehub.add("org/strange", source)
-    assert "unsupported architecture StrangeForCausalLM" in pull.error(3, "org/strange")
-    assert not fakehub.asked(".safetensors") and pull.leftovers() == []
+    message = pull.error(3, "org/strange")
+    assert "unsupported architecture StrangeForCausalLM" in message and all(name in message for name in architectures.supported())
+    assert not fakehub.asked(".safetensors") and not fakehub.asked("tokenizer") and pull.leftovers() == []
+
+
+def test_an_unknown_field_is_refused_or_allowed(pull: Puller, fakehub: FakeHub, tmp_path: Path) -> None:
+    fakehub.add("org/spicy", random_model.write_folder(tmp_path / "source", {**random_model.CONFIG, "logit_spice": 3}))
+    message = pull.error(3, "org/spicy")
+    assert '"logit_spice"' in message and "--allow-config" in message and not fakehub.asked("tokenizer")
+    assert pull("org/spicy", "--allow-config", "logit_spice") == 0, pull.err
 
 
 def test_weights_that_do_not_fit_are_refused_by_their_headers(pull: Puller, fakehub: FakeHub, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import Common, option
+from llmcli.cli.options import AllowConfig, Common, option
 from llmcli.cli.progress import progress
 from llmcli.errors import NotFound
 
@@ -44,6 +44,7 @@ class Options(Common):
         option("--quant", section="The model", metavar="TYPE", help="how weights are stored: int8 (default), int4, none"),
     ] = "int8"
     name: Annotated[str | None, option("--name", section="The model", metavar="NAME", help="what to call it (the source's name)")] = None
+    allow_config: AllowConfig = None
 
 
 def execute(options: Options, console: Console) -> int:
@@ -53,7 +54,7 @@ def execute(options: Options, console: Console) -> int:
 
     load = acquire.import_folder if options.source.is_dir() else acquire.import_gguf
     with progress(console) as report:
-        path = load(options.source, options.quant, options.name, report)
+        path = load(options.source, options.quant, options.name, report, allow=options.allow_config or ())
     with open_answer() as answer:
         answer.write(f"{path}\n")
     return 0

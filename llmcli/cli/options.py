@@ -105,6 +105,10 @@ class Text:
 
 
 MODEL = "The model"
+AllowConfig = Annotated[
+    list[str] | None,
+    option("--allow-config", section=MODEL, metavar="FIELD", help="take a config.json with this unknown field (repeatable)"),
+]
 
 
 ModelName = Annotated[

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import Common, number, option
+from llmcli.cli.options import AllowConfig, Common, number, option
 from llmcli.cli.progress import progress
 
 ABOUT = """
@@ -45,6 +45,7 @@ class Options(Common):
         float | None,
         option("--timeout", section="The model", metavar="S", parser=number(0, 10**6), help="wait S seconds for another that gets it"),
     ] = None
+    allow_config: AllowConfig = None
 
 
 def execute(options: Options, console: Console) -> int:
@@ -59,6 +60,7 @@ def execute(options: Options, console: Console) -> int:
             timeout=options.timeout,
             progress=report,
             notify=console.note,
+            allow=options.allow_config or (),
         )
     with open_answer() as answer:
         answer.write(f"{path}\n")

@@ -15,6 +15,9 @@ from llmcli.errors import CorruptFile, UnsupportedModel
 
 T = TypeVar("T")
 
+OVERRIDE = "Use another model, or --allow-config FIELD where that field is known to change nothing"
+"""What to do about a field that we do not know."""
+
 MOST_BYTES = 1 << 24
 """A larger config.json is not one."""
 
@@ -186,7 +189,7 @@ class Config:
         names = [name for name in self.unread() if name not in allow]
         if names:
             shown = ", ".join(_show(name) for name in names[:5]) + (", ..." if len(names) > 5 else "")
-            raise UnsupportedModel("config.json", f"llm does not know what {shown} would change")
+            raise UnsupportedModel("config.json", f"llm does not know what {shown} would change", OVERRIDE)
 
     def _value(self, names: tuple[str, ...], default: Any) -> Any:
         """The field's value, else the default; without one (None) the field must be there."""

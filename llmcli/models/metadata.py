@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, cast
 
 from llmcli.errors import CorruptFile, UnsupportedModel
 from llmcli.models import gguf
+from llmcli.models.config import OVERRIDE
 from llmcli.models.names import Source, both, copy
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -63,12 +64,13 @@ class Entries:
             raise CorruptFile(f"{self.architecture}.{name}", "missing" if value is None else f"{str(value)[:40]} is not a possible size")
         return value
 
-    def finish(self) -> None:
-        """Raises UnsupportedModel naming entries that nobody asked for and that may change the numbers."""
-        left = sorted(set(self._data) - self._read - _HARMLESS)
+    def finish(self, allow: Collection[str]) -> None:
+        """Raises UnsupportedModel naming entries that nobody asked for and that may change the numbers, but for those in
+        `allow` (with the architecture's name)."""
+        left = sorted(name for name in set(self._data) - self._read - _HARMLESS if f"{self.architecture}.{name}" not in allow)
         if left:
             shown = ", ".join(f"{self.architecture}.{name}"[:80] for name in left[:5])
-            raise UnsupportedModel("the GGUF file", f"llm does not know what {shown} would change")
+            raise UnsupportedModel("the GGUF file", f"llm does not know what {shown} would change", OVERRIDE)
 
 
 _HARMLESS = frozenset({"vocab_size", "tensor_data_layout", "rope.scaling.finetuned", "expert_feed_forward_length"})
@@ -87,9 +89,9 @@ def supported() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(gguf.__path__))
 
 
-def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float]) -> Description:
-    """The description of a file with these metadata and tensors. Raises UnsupportedModel, with the list of what is
-    supported, or CorruptFile."""
+def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float], allow: Collection[str] = ()) -> Description:
+    """The description of a file with these metadata and tensors. allow: entries that may be there unknown. Raises
+    UnsupportedModel, with the list of what is supported, or CorruptFile."""
     name = metadata.get("general.architecture")
     if name not in supported():
         what = f"unsupported GGUF architecture {str(name)[:60]!a}"
@@ -108,7 +110,7 @@ def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float])
     for entry, value in (("attention.causal", True), ("pooling_type", 0)):
         if entries.get(entry, value) != value:
             raise UnsupportedModel(f"{name}.{entry}", "llm runs models that write text")
-    entries.finish()
+    entries.finish(allow)
     config = {**found.config, "vocab_size": embedding[0], "tie_word_embeddings": "output.weight" not in shapes}
     return replace(found, config={field: value for field, value in config.items() if value is not None})
 

@@ -151,8 +151,8 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
             return [_PlusOne(_whole(reader, names[0]))]
         case "split_qkv":
             group = source.heads // source.kv_heads
-            rows = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
-            order = np.concatenate([part.ravel() for part in (rows[:, :group], rows[:, group], rows[:, group + 1])])
+            heads = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
+            order = np.concatenate([part.ravel() for part in (heads[:, :group], heads[:, group], heads[:, group + 1])])
             return [_Rearranged(reader, names[0], order)]
         case "concat":
             return [_Joined([_whole(reader, name) for name in names])]

@@ -108,6 +108,14 @@ class Repository:
         self.tensors: dict[str, Tensor] = {}
 
     @property
+    def config(self) -> bytes:
+        """config.json, before anything else is fetched."""
+        if self._hub is None or "config.json" not in self.listing.files:
+            return self.files["config.json"]  # says all that is missing
+        most = folder.REQUIRED["config.json"]
+        return folder.read_file(self._small("config.json", most), most)
+
+    @property
     def files(self) -> Mapping[str, bytes]:
         """config.json, tokenizer files and the like; fetched when first asked for."""
         if not self._files:

@@ -40,9 +40,10 @@ def object_code(function: Callable[[int, int, int], None], symbol: str) -> bytes
 def _machine() -> llvm.TargetMachine:
     """The machine that Numba compiles for, as Numba sets it up."""
     relocation = "static" if target.is_x86() else "default"
-    options = {"opt": 3, "reloc": relocation, "codemodel": "jitdefault", "jit": True}
     triple = llvm.Target.from_triple(llvm.get_process_triple())
-    return triple.create_target_machine(cpu=target.name(), features=target.features_text(), **options)
+    return triple.create_target_machine(
+        cpu=target.name(), features=target.features_text(), opt=3, reloc=relocation, codemodel="jitdefault", jit=True
+    )
 
 
 def undefined_symbols(code: bytes) -> set[str]:
