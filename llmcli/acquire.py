@@ -78,7 +78,8 @@ def import_gguf(
     path = path or store.path_of(name, quant)
     with weights.File(file) as source:
         shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
-        found = metadata.read(source.metadata, shapes, source.vector(metadata.ROPE_FACTORS), allow)
+        factors = {label: source.vector(label) for label in metadata.FACTORS}
+        found = metadata.read(source.metadata, shapes, factors, allow)
         spec, _ = architectures.describe(found.config, allow)
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         checkpoint = weights.Checkpoint(source, found.interleaved)

@@ -21,7 +21,8 @@ from llmcli.weights.safetensors import File
 from tokenizers_made import byte_level
 
 FAMILIES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
-FAMILIES |= {"gpt2": "gpt2", "gpt_neox": "gptneox"}
+FAMILIES |= {"gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_bigcode": "starcoder", "starcoder2": "starcoder2", "bloom": "bloom", "mpt": "mpt"}
+FAMILIES |= {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3"}
 """model_type of config.json -> general.architecture."""
 
 
@@ -50,21 +51,26 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     """The model as a GGUF file. kinds: type of the tensors whose names contain this; the others are F32."""
     architecture = FAMILIES[config["model_type"]]
     writer = gguf.GGUFWriter(path, architecture)
-    layers = config.get("num_hidden_layers", config.get("n_layer"))
-    heads = config.get("num_attention_heads", config.get("n_head"))
-    kv_heads = config.get("num_key_value_heads", heads)
-    hidden = config.get("hidden_size", config.get("n_embd"))
+    layers = first(config, "num_hidden_layers", "n_layer", "n_layers")
+    heads = first(config, "num_attention_heads", "n_head", "n_heads")
+    kv_heads = first(config, "num_key_value_heads", default=heads)
+    hidden = first(config, "hidden_size", "n_embd", "d_model")
     size = config.get("head_dim") or hidden // heads
     rope = config.get("rope_parameters") or {}
+    if "full_attention" in rope:
+        writer.add_rope_freq_base_swa(rope["sliding_attention"]["rope_theta"])
+        writer.add_sliding_window_pattern(config["sliding_window_pattern"])
+        rope = rope["full_attention"]
     writer.add_block_count(layers)
     writer.add_head_count(heads)
     writer.add_embedding_length(hidden)
-    writer.add_context_length(config.get("max_position_embeddings", config.get("n_positions")))
-    writer.add_feed_forward_length(config.get("intermediate_size", config.get("n_inner")))
-    if architecture in ("gpt2", "gptneox"):
-        writer.add_layer_norm_eps(config.get("layer_norm_epsilon", config.get("layer_norm_eps")))
-    else:
+    writer.add_context_length(first(config, "max_position_embeddings", "n_positions", "seq_length", "max_seq_len"))
+    writer.add_feed_forward_length(first(config, "intermediate_size", "n_inner", default=4 * hidden))
+    if architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(kv_heads)
+    if "rms_norm_eps" not in config:
+        writer.add_layer_norm_eps(first(config, "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"))
+    else:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_key_length(size)
         writer.add_value_length(size)
@@ -82,6 +88,20 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
         writer.add_tensor("rope_freqs.weight", _llama3_factors(rope, size))
     if "use_parallel_residual" in config:
         writer.add_parallel_residual(config["use_parallel_residual"])
+    if rope.get("rope_type") == "longrope":
+        longer = config["max_position_embeddings"] / config["original_max_position_embeddings"]
+        writer.add_rope_scaling_orig_ctx_len(config["original_max_position_embeddings"])
+        magnitude = np.log(longer) / np.log(config["original_max_position_embeddings"])
+        writer.add_rope_scaling_attn_factors(float(np.sqrt(1 + magnitude)))
+        for length in ("short", "long"):
+            writer.add_tensor(f"rope_factors_{length}.weight", np.array(rope[f"{length}_factor"], np.float32))
+    if architecture in ("gemma2", "gemma3"):
+        for field in ("attn_logit_softcapping", "final_logit_softcapping"):
+            if config[field]:
+                writer.add_float32(f"{architecture}.{field}", config[field])
+    if "attn_config" in config:
+        writer.add_clamp_kqv(config["attn_config"]["clip_qkv"])
+        writer.add_max_alibi_bias(config["attn_config"]["alibi_bias_max"])
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
     if "num_local_experts" in config:
@@ -91,6 +111,7 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
     for name, tensor in _rearranged(architecture, tensors, heads, kv_heads).items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
+        found = found or names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
         assert found is not None, name
         kind = next((kind for part, kind in (kinds or {}).items() if part in found), "F32")
         number = gguf.GGMLQuantizationType[kind]
@@ -100,6 +121,11 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     writer.write_tensors_to_file()
     writer.close()
     return path
+
+
+def first(config: dict[str, Any], *names: str, default: Any = None) -> Any:
+    """The first of these fields that says something."""
+    return next((config[name] for name in names if config.get(name) is not None), default)
 
 
 def add_vocabulary(writer: gguf.GGUFWriter, size: int) -> None:
@@ -125,6 +151,8 @@ def _rearranged(architecture: str, tensors: dict[str, np.ndarray], heads: int, k
             tensor = tensor.reshape(count, 2, -1, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
         if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
             tensor = tensor.T
+        if architecture.startswith("gemma") and name.endswith("norm.weight"):
+            tensor = tensor + np.float32(1)
         if "query_key_value" in name:
             tensor = tensor.reshape(heads, 3, -1, *tensor.shape[1:]).swapaxes(0, 1).reshape(tensor.shape)
         before, middle, after = name.partition(".experts.")

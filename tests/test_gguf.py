@@ -19,7 +19,7 @@ from llmcli.backends.backend import Batch
 from llmcli.errors import CorruptFile, ModelFileError, NumericalError, UnsupportedModel
 from llmcli.formats import format as formats
 from llmcli.formats import layout
-from llmcli.models import metadata
+from llmcli.models import architectures, metadata
 from llmcli.weights import encodings, packed
 from llmcli.weights.gguf import Checkpoint, File
 
@@ -33,6 +33,15 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("qwen2", {"use_sliding_window": False, "sliding_window": None, "layer_types": None}),
     "qwen3": ("qwen3", {"use_sliding_window": False, "sliding_window": None, "layer_types": None}),
     "gpt2": ("gpt2", {"scale_attn_by_inverse_layer_idx": False}),
+    "gemma": ("gemma", {}),
+    "gemma2": ("gemma2", {"query_pre_attn_scalar": 12}),
+    "gemma3": ("gemma3", {"query_pre_attn_scalar": 12, "sliding_window_pattern": 3}),
+    "phi": ("phi", {}),
+    "phi3": ("phi3", {}),
+    "gpt_bigcode": ("gpt_bigcode", {}),
+    "starcoder2": ("starcoder2", {}),
+    "bloom": ("bloom", {}),
+    "mpt": ("mpt", {"attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 0.5, "softmax_scale": None}}),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox-sequential": ("gpt_neox-sequential", {}),
 }
@@ -69,6 +78,26 @@ def test_llama_3_scaling_comes_as_factors(tmp_path: Path) -> None:
     folder, file = write_folder(tmp_path / "folder", config, tensors), write_gguf(tmp_path / "model.gguf", config, tensors)
     ids = list(range(40))
     np.testing.assert_allclose(logits(imported(file, "none"), ids), logits(imported(folder, "none"), ids), rtol=0, atol=2e-4)
+
+
+def test_longrope_comes_as_two_tensors(tmp_path: Path) -> None:
+    """Its factors are float32 there, so that it is not the same to the bit."""
+    config, tensors = fixture("phi3-longrope")
+    folder, file = write_folder(tmp_path / "folder", config, tensors), write_gguf(tmp_path / "model.gguf", config, tensors)
+    ids = list(range(40))
+    np.testing.assert_allclose(logits(imported(file, "none"), ids), logits(imported(folder, "none"), ids), rtol=0, atol=2e-4)
+
+
+def test_the_largest_gemma_scales_queries_by_its_width() -> None:
+    """GGUF does not say so; its number of layers does."""
+    for layers, scale in ((46, 144**-0.5), (26, 128**-0.5)):
+        sizes = {"block_count": layers, "embedding_length": 4608, "attention.head_count": 32, "attention.head_count_kv": 16}
+        sizes |= {"attention.key_length": 128, "attention.value_length": 128, "context_length": 8192, "feed_forward_length": 36864}
+        found = {f"gemma2.{name}": value for name, value in {**sizes, "attention.layer_norm_rms_epsilon": 1e-6}.items()}
+        description = metadata.read(
+            {"general.architecture": "gemma2", **found}, {"token_embd.weight": (256000, 4608)}, dict.fromkeys(metadata.FACTORS, [])
+        )
+        assert architectures.describe(description.config)[0].layers[0].attention.scale == scale
 
 
 # --- types and blocks
@@ -181,7 +210,7 @@ def test_a_damaged_scale_is_reported_with_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("general.architecture", "rwkv", "gpt2, gptneox, llama, qwen2, qwen3"),
+        ("general.architecture", "rwkv", "gemma3, gpt2, gptneox, llama,"),
         ("llama.surprise", 1, "llama.surprise"),
         ("split.count", 3, "one part"),
         ("llama.rope.scaling.type", "spiral", "spiral"),

@@ -74,6 +74,7 @@ def test_beginning_of_text(pre: str, given: bool | None, begins: bool) -> None:
         ("llama-bpe", "a 12345'LL x\n\n y", ["a", " ", "123", "45", "'LL", " x", "\n\n", " y"]),
         ("qwen2", "a 123 (x", ["a", " ", "1", "2", "3", " (", "x"]),
         ("tekken", "aB 12/\n x", ["a", "B", " ", "1", "2", "/\n", " x"]),
+        ("bloom", "l'eau  (12), [x] 你。", ["l'eau", "  (", "12", "),", " [x]", " 你", "。"]),
         ("falcon", "a... 1234", ["a", "...", " ", "123", "4"]),
     ],
 )

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from llmcli.errors import ContextOverflow, CorruptFile, InternalError
-from llmcli.models import architectures, decoder, limits, names, rope
+from llmcli.models import alibi, architectures, decoder, limits, names, rope
 from llmcli.models.arch import llama
 from llmcli.models.spec import Attention, Experts, Layer, Mlp, Norm, Rope, Spec
 
@@ -128,6 +128,15 @@ def test_longrope_chooses_its_list_by_the_context() -> None:
 def test_impossible_rotations_from_a_packed_file(damage: dict[str, Any]) -> None:
     with pytest.raises(CorruptFile):
         rope.frequencies(replace(Rope(16, scaling="dynamic", factor=2.0, original_context=16), **damage), 64)
+
+
+# ALiBi
+
+
+def test_slopes_are_those_of_the_paper() -> None:
+    assert alibi.slopes(8) == tuple(2.0**-i for i in range(1, 9))
+    assert alibi.slopes(3) == (2.0**-4, 2.0**-8, 2.0**-2)  # of two heads, then the first of four
+    assert alibi.slopes(4, 16.0) == tuple(16.0**-i for i in range(1, 5))
 
 
 # Plans

@@ -24,6 +24,9 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 ROPE_FACTORS = "rope_freqs.weight"
 """The tensor of numbers that the rotary frequencies are divided by (Llama 3's scaling, worked out for each pair)."""
+SHORT, LONG = "rope_factors_short.weight", "rope_factors_long.weight"
+"""The same for short texts and for long ones (LongRoPE)."""
+FACTORS = (ROPE_FACTORS, SHORT, LONG)
 
 
 @dataclass
@@ -35,16 +38,18 @@ class Description:
     NAMES: Mapping[str, Source]
     interleaved: Mapping[str, int] = field(default_factory=dict)
     PREFIX: str = ""
-    IGNORED: tuple[str, ...] = (ROPE_FACTORS,)
+    IGNORED: tuple[str, ...] = FACTORS
 
 
 class Entries:
-    """The metadata of one architecture, without its prefix. Remembers what was asked for."""
+    """The metadata of one architecture, without its prefix. Remembers what was asked for. factors: the numbers of each
+    tensor of FACTORS, or none."""
 
-    def __init__(self, metadata: Mapping[str, Any], architecture: str) -> None:
+    def __init__(self, metadata: Mapping[str, Any], architecture: str, factors: Mapping[str, list[float]]) -> None:
         prefix = f"{architecture}."
         self._data = {name.removeprefix(prefix): value for name, value in metadata.items() if name.startswith(prefix)}
         self._read: set[str] = set()
+        self.factors = factors
         self.architecture = architecture
 
     def get(self, name: str, default: Any = None) -> Any:
@@ -89,8 +94,8 @@ def supported() -> list[str]:
     return sorted(module.name for module in pkgutil.iter_modules(gguf.__path__))
 
 
-def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float], allow: Collection[str] = ()) -> Description:
-    """The description of a file with these metadata and tensors. allow: entries that may be there unknown. Raises
+def read(metadata: Mapping[str, Any], shapes: Shapes, factors: Mapping[str, list[float]], allow: Collection[str] = ()) -> Description:
+    """The description of a file with these metadata and tensors. factors: see Entries; allow: entries that may be there unknown. Raises
     UnsupportedModel, with the list of what is supported, or CorruptFile."""
     name = metadata.get("general.architecture")
     if name not in supported():
@@ -104,9 +109,9 @@ def read(metadata: Mapping[str, Any], shapes: Shapes, rope_factors: list[float],
     tokens = metadata.get("tokenizer.ggml.tokens")
     if isinstance(tokens, list) and len(tokens) > embedding[0]:
         raise CorruptFile("the GGUF file", f"it has {len(tokens):,} tokens and embeddings for {embedding[0]:,}")
-    entries = Entries(metadata, name)
+    entries = Entries(metadata, name, factors)
     family = cast(Family, importlib.import_module(f"{gguf.__name__}.{name}"))
-    found = family.describe(entries, shapes, rope_factors)
+    found = family.describe(entries, shapes, factors[ROPE_FACTORS])
     for entry, value in (("attention.causal", True), ("pooling_type", 0)):
         if entries.get(entry, value) != value:
             raise UnsupportedModel(f"{name}.{entry}", "llm runs models that write text")

@@ -56,6 +56,7 @@ CUTS: dict[str, list[dict[str, Any]]] = {
     **dict.fromkeys(("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone"), [_DIGITS, _GPT2]),
     **dict.fromkeys(("llama-bpe", "llama3", "llama-v3", "falcon3", "dbrx", "smaug-bpe"), _LLAMA3),
     **dict.fromkeys(("qwen2", "deepseek-r1-qwen", "stablelm2", "megrez"), _QWEN2),
+    "bloom": _cut(r" ?[^\s|.,!?…。，、।۔،()]+"),
     "tekken": _TEKKEN,
     "falcon": _FALCON,
 }

@@ -31,8 +31,8 @@ def spec(cfg: Config) -> Spec:
     heads = cfg.count("n_heads", "num_attention_heads", most=limits.HEADS)
     size = head_size(hidden, heads)
     own = cfg.section("attn_config")
-    for name, value in {"attn_type": "multihead_attention", "alibi": True, "alibi_bias_max": 8}.items():
-        own.expect(name, value)
+    own.expect("attn_type", "multihead_attention")
+    own.expect("alibi", True)
     for name in ("prefix_lm", "qk_ln", "attn_uses_sequence_id", "is_encoder_decoder"):
         own.expect(name, False)
     attention = Attention(
@@ -40,7 +40,7 @@ def spec(cfg: Config) -> Spec:
         kv_heads=heads,
         head_size=size,
         scale=own.number("softmax_scale", low=1e-6, high=1e6, default=size**-0.5),
-        alibi=alibi.slopes(heads),
+        alibi=alibi.slopes(heads, own.number("alibi_bias_max", low=1e-3, high=100, default=8.0)),
         clip=own.number("clip_qkv", low=0, high=1e6, default=0.0),
     )
     return Spec(

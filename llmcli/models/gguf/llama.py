@@ -5,8 +5,8 @@ from typing import Any
 
 from llmcli.errors import UnsupportedModel
 from llmcli.models.arch import llama, mistral, mixtral
+from llmcli.models.metadata import LONG, SHORT, Description, Entries, Shapes, rotated_share, typed
 from llmcli.models.metadata import NAMES as COMMON
-from llmcli.models.metadata import Description, Entries, Shapes, rotated_share, typed
 from llmcli.models.names import Source, concat, copy
 
 _BLOCK = "blk.{i}"
@@ -67,6 +67,10 @@ def _scaling(entries: Entries, context: int, factors: list[float]) -> dict[str, 
     if factors:  # a factor for each pair: what longrope does, with one list for texts of all lengths
         lists = {"short_factor": factors, "long_factor": factors}
         return {"rope_type": "longrope", "factor": 1.0, "attention_factor": 1.0, "original_max_position_embeddings": context, **lists}
+    short, long = entries.factors[SHORT], entries.factors[LONG]
+    if short and long:
+        own = {"attention_factor": entries.get("rope.scaling.attn_factor", 1.0), "original_max_position_embeddings": trained}
+        return {"rope_type": "longrope", "short_factor": short, "long_factor": long, **own}
     if kind == "none":
         return {"rope_type": "linear", "factor": old} if old not in (0.0, 1.0) else None
     if kind == "linear":
