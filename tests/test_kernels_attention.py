@@ -218,6 +218,7 @@ SHAPES = {
     "large scores": Shape(scale=30.0),
     "f32, odd head": Shape(heads=4, kv_heads=4, size=80, dtype="f32", alibi=True),
     "small head": Shape(heads=4, kv_heads=2, size=8, window=20),
+    "wide heads, all with one key": Shape(heads=48, kv_heads=1, size=256, softcap=5.0, window=300, scale=1 / 16),
     "multi-query": Shape(heads=7, kv_heads=1, size=16, dtype="f32", sinks=True),
 }
 

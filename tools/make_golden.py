@@ -25,6 +25,8 @@ from llmcli.models import architectures
 PLACE = Path(__file__).resolve().parent.parent / "tests" / "fixtures" / "archs"
 TOKENS = 40
 """Tokens of a text, where the model's context is not longer: then the text fills it."""
+LENGTHS = {"phi3-shortrope": 16}
+"""Variants with a shorter text than that."""
 SHARDED = {"mixtral": "60kB"}
 """Variants saved in several files, and the size of one."""
 GAINS = {"q_proj": 1.25, "k_proj": 1.25, "query_key_value": 1.4, "c_attn": 1.4, ".gate.": 2.0, "embed_tokens": 2.0, "wte": 2.0}
@@ -60,7 +62,7 @@ def make(variant: str, config: dict[str, Any]) -> None:
     (place / "generation_config.json").unlink(missing_ok=True)
     # Read back rather than widened: `to(dtype)` rounds the rotary frequencies too, which no file holds.
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
-    length = max(TOKENS, getattr(described, "max_position_embeddings", TOKENS))
+    length = LENGTHS.get(variant) or max(TOKENS, getattr(described, "max_position_embeddings", TOKENS))
     ids = torch.randint(0, described.vocab_size, (1, length), generator=generator)
     with torch.no_grad():
         logits = model(ids, use_cache=False).logits[0].float()

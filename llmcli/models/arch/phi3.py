@@ -27,7 +27,9 @@ _NAMED = {"model_type": "phi3", "architectures": ["Phi3ForCausalLM"], "torch_dty
 _SIZES = {"hidden_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": None}
 _LISTS = {"short_factor": [1.0 + i / 8 for i in range(6)], "long_factor": [1.5 + i / 2 for i in range(6)]}
 _LONG = {"rope_scaling": {"type": "longrope", **_LISTS}, "partial_rotary_factor": 0.75, "tie_word_embeddings": True}
+_LONGROPE = {**llama.TINY["llama-linear"], **_NAMED, **_SIZES, **_LONG, "original_max_position_embeddings": 16}
 TINY = {
     "phi3": {**llama.TINY["llama-linear"], **_NAMED, **_SIZES, "rope_scaling": None, "sliding_window": 7},
-    "phi3-longrope": {**llama.TINY["llama-linear"], **_NAMED, **_SIZES, **_LONG, "original_max_position_embeddings": 16},
+    "phi3-longrope": _LONGROPE,
+    "phi3-shortrope": {**_LONGROPE, "num_hidden_layers": 1},  # its text fits the original context
 }
