@@ -27,7 +27,7 @@ from llmcli.weights.packed import FILE, Packed
 
 if TYPE_CHECKING:
     from llmcli.text.template import Message
-    from llmcli.text.thinking import Prompt, Think
+    from llmcli.text.thinking import Encode, Prompt, Think
 
 DEFAULT = "default"
 """The name of the chat template for plain conversations, among several."""
@@ -68,10 +68,10 @@ class Engine:
         for plain conversations."""
         return default_template(self.templates)
 
-    def prompt(self, messages: Sequence[Message], think: Think = "auto") -> Prompt:
+    def prompt(self, messages: Sequence[Message], think: Think = "auto", encode: Encode | None = None) -> Prompt:
         """The tokens of a conversation, ready for the answer; the model's end-of-turn token ends answers from now on.
 
-        think: what becomes of its thoughts (`text/thinking.py`).
+        think, encode: as of `text/thinking.py`.
         Raises UsageError for a model without a chat template, TemplateError, InputError.
         """
         from llmcli.text import template, thinking
@@ -79,7 +79,7 @@ class Engine:
         source = self.template
         if source is None:
             raise UsageError("a conversation", f"{self.name} has no chat template", "Give it a text to continue")
-        found = thinking.prompt(self.tokenizer, source, messages, think)
+        found = thinking.prompt(self.tokenizer, source, messages, think, encode)
         if not self._knows_turns:
             end = template.turn_end(self.tokenizer, source)
             self.end_ids |= frozenset(() if end is None else (end,)) - found.shown

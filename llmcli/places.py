@@ -1,6 +1,7 @@
 """Where files live on this machine, and which environment variables say otherwise. Touches nothing on disk.
 
     models     DATA/models/NAME-int4.safetensors
+    history    DATA/chat/history.jsonl
     downloads  CACHE/downloads/REPO/COMMIT/*.part
     kernels    CACHE/kernels/          (LLMCLI_KERNELS)
     settings   CONFIG/config.toml, CONFIG/models.toml
@@ -25,6 +26,11 @@ def _base(kind: str) -> Path:
 
 def models() -> Path:
     return _base("data") / "models"
+
+
+def history() -> Path:
+    """What was typed into chats, in a folder of its own, which is private."""
+    return _base("data") / "chat" / "history.jsonl"
 
 
 def downloads() -> Path:

@@ -48,8 +48,25 @@ OURS: dict[str, set[str]] = {
     "": {"api"},
     "cost": {"errors", "plan", "kv", "formats"},
     "benchmark": MACHINE | {"engine", "cost", "plan", "kv", "formats", "models", "weights", "backends"},
+    "chat": {"errors", "engine", "past", "generate", "sampling", "text"},
+    "saved": {"errors", "chat", "text", "weights.atomic"},
+    "history": {"weights.atomic"},
     "cli": MACHINE
-    | {"engine", "acquire", "library", "doctor", "benchmark", "generate", "scoring", "choices", "sampling.settings", "text"}
+    | {
+        "engine",
+        "acquire",
+        "library",
+        "doctor",
+        "benchmark",
+        "generate",
+        "scoring",
+        "choices",
+        "chat",
+        "saved",
+        "history",
+        "sampling.settings",
+        "text",
+    }
     | {"weights.present", "weights.aliases"},
     "__main__": {"cli"},
 }
@@ -58,6 +75,7 @@ OURS: dict[str, set[str]] = {
 THEIRS: dict[str, set[str]] = {
     "rich": {"cli"},
     "typer": {"cli"},
+    "prompt_toolkit": {"cli.chat_editor"},
     "platformdirs": {"places"},
     "jinja2": {"text"},
     "tokenizers": {"text"},

@@ -81,12 +81,6 @@ def test_errors_are_red_only_where_colours_are_wanted() -> None:
     assert b"\x1b" not in piped.stderr
 
 
-def test_a_terminal_without_a_prompt_is_a_clear_error() -> None:
-    code, shown = on_terminal([FAKE, "run"])
-    assert code == 2
-    assert b"no text: standard input is a terminal. Give one as an argument" in shown
-
-
 @pytest.mark.parametrize(("number", "expected"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_end_it_with_the_text_so_far(number: int, expected: int) -> None:
     slow = {"FAKE_TEXTS": '["word "]', "FAKE_REPEAT": "1000", "FAKE_DELAY": "0.05"}

@@ -17,6 +17,7 @@ from llmcli.cli.console import Console
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
+    "chat": ("llmcli.cli.chat", "Talk with a model"),
     "next": ("llmcli.cli.next", "Show how likely each next token is"),
     "score": ("llmcli.cli.score", "Show how likely a given text is, token by token"),
     "tokenize": ("llmcli.cli.tokenize", "Show the tokens of a text"),

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from llmcli.text import escape
 
 if TYPE_CHECKING:
-    from llmcli.generate import Candidate
+    from llmcli.generate import Candidate, Step
 
 BAR = 20
 """Columns of the longest bar."""
@@ -69,6 +69,13 @@ def table(candidates: Sequence[Candidate], color: bool, columns: int = 0) -> str
         line = _GAP.join(cells.values()).rstrip()
         lines.append(f"{DIM}{line}{PLAIN}" if color and dim else line)
     return "\n".join(lines) + "\n"
+
+
+def alternatives(step: Step) -> str:
+    """A line of --probs: the token, its probability, and what else was likely there."""
+    others = "  ".join(f"{visible(c.text, c.bytes)} {percent(c.prob)}" for c in step.top)
+    token = visible(step.bytes.decode("utf-8", "replace"), step.bytes)
+    return f"{step.position:>6}  {token:<16}{percent(math.exp(step.logprob)):>8}  | {others}"
 
 
 def _fit(widths: list[int], columns: int) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import typer
 
+from llmcli.errors import UsageError
 from llmcli.sampling.settings import COUNTS, NUMBERS, check_bias, check_count, check_number
 
 if TYPE_CHECKING:
@@ -217,7 +219,51 @@ class Sampling:
         return {name: getattr(self, name) for name in names} | {"logit_bias": dict(self.logit_bias) if self.logit_bias else None}
 
 
+ANSWER = "The answer"
 OUTPUT = "Output"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answering(Sampling):
+    """An answer: how it is drawn, where it ends, what is told of it."""
+
+    max_tokens: Annotated[
+        int | None,
+        option(
+            "-n",
+            "--max-tokens",
+            "--predict",
+            section=ANSWER,
+            metavar="N",
+            parser=ranged("max_tokens"),
+            help="at most N tokens (to the end)",
+        ),
+    ] = None
+    stop: Annotated[list[str] | None, option("--stop", section=ANSWER, metavar="TEXT", help="end before this text (repeatable)")] = None
+    seed: Annotated[
+        int | None,
+        option("--seed", section=ANSWER, metavar="N", parser=ranged("seed"), help="the same seed, the same text (a new one)"),
+    ] = None
+    system: Annotated[str | None, option("-s", "--system", section=ANSWER, metavar="TEXT", help="instructions for a chat model")] = None
+    think: Annotated[
+        Literal["auto", "off", "show"],
+        option("--think", section=ANSWER, metavar="HOW", help="a model's thoughts: auto (not in a pipe), off or show"),
+    ] = "auto"
+    raw: Annotated[bool, option("--raw", section=ANSWER, help="no chat template: continue the text")] = False
+    probs: Annotated[
+        int, option("--probs", section=OUTPUT, metavar="K", parser=count(0, 10_000), help="the K likeliest tokens at each place")
+    ] = 0
+    stats: Annotated[bool, option("--stats", section=OUTPUT, help="times, tokens a second and memory, on standard error")] = False
+
+    def overrides(self) -> dict[str, Any]:
+        seed = int.from_bytes(os.urandom(4)) if self.seed is None else self.seed
+        return super().overrides() | {"max_tokens": self.max_tokens, "seed": seed, "stop": tuple(self.stop or ())}
+
+    def check_system(self, engine: Engine) -> None:
+        """Raises UsageError for a system text that nothing would read."""
+        if self.system is not None and (self.raw or engine.template is None):
+            why = "--raw leaves the template out" if self.raw else f"{engine.name} has no chat template"
+            raise UsageError("--system has no effect", why, "Put the text before the prompt")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,17 +1,15 @@
-"""`llm run [PROMPT]`: base models continue the text, models with a chat template answer it."""
+"""`llm run [PROMPT]`: base models continue the text, models with a chat template answer it. Without a prompt, on a terminal, a chat."""
 
 from __future__ import annotations
 
 import contextlib
-import math
-import os
 import sys
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
-from llmcli.cli.options import OUTPUT, Common, Model, Output, Sampling, Text, count, option, ranged
+from llmcli.cli.options import OUTPUT, Answering, Common, Model, Output, Text, option
 from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter, Thoughts
 from llmcli.cli.stats import Stats
 from llmcli.errors import UsageError
@@ -22,15 +20,13 @@ if TYPE_CHECKING:
     from llmcli.text.thinking import Prompt
 
 
-ANSWER = "The answer"
-
 ABOUT = """
 Continues a text (base models) or answers it (models with a chat template). The text is put together from -f, standard input and
 the argument, in this order. The answer goes to standard output as it is made, everything else to standard error, so that the
 command fits into pipes.
 
 The same seed, text and version give the same answer, whatever the number of threads. --json and --jsonl give every token with its
-probability; llm next shows a single distribution.
+probability; llm next shows a single distribution. Without a prompt, on a terminal, it is llm chat.
 """
 
 EXAMPLE = """
@@ -44,37 +40,10 @@ llm run "The cat" --temp 0 -n 5 --jsonl --probs 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Text, Sampling, Output, Model, Common):
-    max_tokens: Annotated[
-        int | None,
-        option(
-            "-n",
-            "--max-tokens",
-            "--predict",
-            section=ANSWER,
-            metavar="N",
-            parser=ranged("max_tokens"),
-            help="at most N tokens (to the end)",
-        ),
-    ] = None
-    stop: Annotated[list[str] | None, option("--stop", section=ANSWER, metavar="TEXT", help="end before this text (repeatable)")] = None
-    seed: Annotated[
-        int | None,
-        option("--seed", section=ANSWER, metavar="N", parser=ranged("seed"), help="the same seed, the same text (a new one)"),
-    ] = None
-    system: Annotated[str | None, option("-s", "--system", section=ANSWER, metavar="TEXT", help="instructions for a chat model")] = None
-    think: Annotated[
-        Literal["auto", "off", "show"],
-        option("--think", section=ANSWER, metavar="HOW", help="a model's thoughts: auto (not in a pipe), off or show"),
-    ] = "auto"
-    raw: Annotated[bool, option("--raw", section=ANSWER, help="no chat template: continue the text")] = False
+class Options(Text, Answering, Output, Model, Common):
     json: Annotated[bool, option("--json", section=OUTPUT, help="one JSON object at the end")] = False
     jsonl: Annotated[bool, option("--jsonl", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
-    probs: Annotated[
-        int, option("--probs", section=OUTPUT, metavar="K", parser=count(0, 10_000), help="the K likeliest tokens at each place")
-    ] = 0
     no_stream: Annotated[bool, option("--no-stream", section=OUTPUT, help="nothing until the text is complete")] = False
-    stats: Annotated[bool, option("--stats", section=OUTPUT, help="times, tokens a second and memory, on standard error")] = False
 
     @property
     def plain(self) -> bool:
@@ -85,15 +54,17 @@ class Options(Text, Sampling, Output, Model, Common):
 def execute(options: Options, console: Console) -> int:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
+    if options.plain and not (options.output or options.no_stream) and stdin.nobody_wrote(options) and is_terminal(sys.stdout):
+        from llmcli.cli import chat
+
+        return chat.execute(chat.Options(**{name: getattr(options, name) for name in chat.SHARED}), console)
     prompt = stdin.gather(options, console)
     engine = options.load(console, chat=not options.raw)
     with contextlib.closing(engine):
         from llmcli.generate import settings_for
 
         tokens = encode(engine, options, prompt)
-        seed = int.from_bytes(os.urandom(4)) if options.seed is None else options.seed
-        more = {"max_tokens": options.max_tokens, "seed": seed, "stop": tuple(options.stop or ())}
-        settings = settings_for(engine, options.overrides() | more)
+        settings = settings_for(engine, options.overrides())
         with open_answer(options.output) as answer:
             _show_prompt(options, console, prompt, engine)
             _answer(engine, tokens, settings, options, answer, console)
@@ -102,10 +73,8 @@ def execute(options: Options, console: Console) -> int:
 
 def encode(engine: Engine, options: Options, prompt: str) -> Prompt:
     """The prompt's tokens. Raises UsageError for a system text that nothing would read, TemplateError."""
+    options.check_system(engine)
     if options.raw or engine.template is None:
-        if options.system is not None:
-            why = "--raw leaves the template out" if options.raw else f"{engine.name} has no chat template"
-            raise UsageError("--system has no effect", why, "Put the text before the prompt")
         from llmcli.text.thinking import Prompt
 
         return Prompt(engine.tokenizer.encode(prompt))
@@ -123,7 +92,7 @@ def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options
     elif options.jsonl:
         writer = JsonLinesWriter(answer)
     else:
-        writer = TextWriter(answer, not options.no_stream, _show_thoughts(options, answer, console))
+        writer = TextWriter(answer, not options.no_stream, show_thoughts(options, answer, console))
     stats, splitter = Stats(engine, len(prompt.ids)), prompt.splitter()
     listed: list[Step] = []
     try:
@@ -140,7 +109,7 @@ def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options
         raise
     writer.end(stats.summary(settings) | {"prompt_ids": prompt.ids})
     for step in listed:
-        console.say(_alternatives(step))
+        console.say(bars.alternatives(step))
     if splitter.thinking:
         console.note("the text ends in the model's thoughts, before an answer (-n N gives it more room, --think off no thoughts)")
     if stats.finish == "length" and stats.generated != settings.max_tokens:
@@ -149,18 +118,11 @@ def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options
         console.say(stats.lines(settings))
 
 
-def _show_thoughts(options: Options, answer: Answer, console: Console) -> Thoughts:
+def show_thoughts(options: Answering, answer: Answer, console: Console) -> Thoughts:
     """On a terminal dim; where no colours are wanted, or in a pipe, between tags."""
     if answer.terminal and console.colored(sys.stdout):
         return "dim"
     return "tagged" if answer.terminal or options.think == "show" else "hidden"
-
-
-def _alternatives(step: Step) -> str:
-    """A line of --probs: the token, its probability, and what else was likely there."""
-    others = "  ".join(f"{bars.visible(c.text, c.bytes)} {bars.percent(c.prob)}" for c in step.top)
-    token = bars.visible(step.bytes.decode("utf-8", "replace"), step.bytes)
-    return f"{step.position:>6}  {token:<16}{bars.percent(math.exp(step.logprob)):>8}  | {others}"
 
 
 def _show_prompt(options: Options, console: Console, prompt: str, engine: Engine) -> None:

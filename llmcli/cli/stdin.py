@@ -43,6 +43,11 @@ def gather(options: Text, console: Console) -> str:
     return text
 
 
+def nobody_wrote(options: Text) -> bool:
+    """Whether there is a person at a terminal, and no text yet."""
+    return options.text is None and options.file is None and not options.no_stdin and is_terminal(sys.stdin)
+
+
 def _waits(beside: bool, console: Console) -> bool:
     """Whether there is text on standard input to read."""
     if sys.stdin is None or is_terminal(sys.stdin):

@@ -8,7 +8,7 @@ To add a style, add a row to STYLES.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -16,6 +16,7 @@ from llmcli.text.template import Message, encode_marked, render_marked
 from llmcli.text.tokenizer import Tokenizer
 
 Think = Literal["auto", "off", "show"]
+Encode = Callable[[str, str], list[int]]
 Part = Literal["thought", "answer", "marker"]
 """A marker is markup of the model's format, with the empty lines around it: neither a thought nor an answer."""
 
@@ -92,8 +93,11 @@ class Prompt:
         return Splitter(self.style, self.inside)
 
 
-def prompt(tokenizer: Tokenizer, template: str, messages: Sequence[Message], think: Think = "auto", **variables: Any) -> Prompt:
-    """The tokens of a conversation. think: 'off' has the model answer at once; the others are the same here.
+def prompt(
+    tokenizer: Tokenizer, template: str, messages: Sequence[Message], think: Think = "auto", encode: Encode | None = None, **variables: Any
+) -> Prompt:
+    """The tokens of a conversation. think: 'off' has the model answer at once; the others are the same here. encode: makes tokens of
+    the marked text, for who knows some of them already.
 
     Raises TemplateError, InputError.
     """
@@ -106,7 +110,7 @@ def prompt(tokenizer: Tokenizer, template: str, messages: Sequence[Message], thi
         if style is not None and (_opened(style, text) or not switched):
             opening = next((opening for opening in style.opens if text.rstrip().endswith(opening)), "")
             text = (text.rstrip().removesuffix(opening) if opening else text) + style.skip
-    ids = encode_marked(tokenizer, text, mark)
+    ids = encode(text, mark) if encode else encode_marked(tokenizer, text, mark)
     if style is None:
         return Prompt(ids)
     names = ((number, tokenizer.token_text(number)) for number in tokenizer.control)
