@@ -40,6 +40,8 @@ VARIABLES = (
     "NO_COLOR",
     "TERM",
     "PAGER",
+    "VISUAL",
+    "EDITOR",
     "NUMBA_CPU_NAME",
     "NUMBA_CPU_FEATURES",
 )
