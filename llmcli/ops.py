@@ -65,6 +65,7 @@ OPERATIONS: dict[str, Operation] = dict(
         _operation("multiply", "a b", "", "", "out = a * b; may be in place"),
         _operation("add", "a b", "", "", "out = a + b; may be in place"),
         _operation("scale", "x", "", "factor", "out = x * factor; may be in place"),
+        _operation("scale_rows", "x factor", "", "", "in place: x[t] * factor[t], a factor of one column"),
         _operation("softcap", "x", "", "cap", "in place: cap * tanh(x / cap)"),
         _operation("clip", "x", "", "limit", "in place: min(max(x, -limit), limit)"),
         _operation(
@@ -80,9 +81,10 @@ OPERATIONS: dict[str, Operation] = dict(
             "experts",
             "x ids weights",
             "up down [up_bias] [down_bias]",
-            "count chosen activation gated size",
+            "count chosen activation gated size limit shift",
             "out[t] = sum over chosen e of weight * down[e] @ act(up[e] @ x[t]); gated: up is [gate; up] stacked, "
-            "act(gate) * up; only the chosen experts' weights are read; experts are summed in ascending id",
+            "act(gate) * (up + shift); limit > 0: gate is at most limit, up between -limit and limit; "
+            "only the chosen experts' weights are read; experts are summed in ascending id",
         ),
         _operation("select_rows", "x", "", "", "out[r] = x[row[r]] for the R rows whose logits are wanted"),
         _operation(

@@ -213,6 +213,8 @@ def _experts(build: _Builder, experts: Experts, out: Slot, x: Slot, name: str) -
         activation=e.activation,
         gated=e.gated,
         size=e.size,
+        limit=e.limit,
+        shift=e.shift,
     )
 
 

@@ -97,6 +97,10 @@ class Experts:
     scale: float = 1.0
     bias: bool = False
     router_bias: bool = False
+    limit: float = 0.0
+    """Gates are at most this, and what they multiply between -limit and limit; 0: no limit."""
+    shift: float = 0.0
+    """Added to what the gates multiply."""
 
 
 @dataclass(frozen=True)

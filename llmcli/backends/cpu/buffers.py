@@ -7,6 +7,7 @@ import numpy.typing as npt
 
 from llmcli.backends.backend import Batch
 from llmcli.backends.cpu import choice, tiles
+from llmcli.backends.cpu.experts import Memory
 from llmcli.backends.cpu.records import HEADER, pack
 from llmcli.errors import OutOfMemory
 from llmcli.formats.format import GROUP, Bytes, aligned, padded
@@ -32,6 +33,7 @@ class Buffers:
         self._arrays = [_new(0) for _ in plan.buffers]
         self._codes = [_new(0), _new(0)]
         self._allocate("tokens", self.tokens)
+        self.experts = Memory(plan, self.tokens, TALLEST, _new)
         self.threads = threads
         self.scratch_bytes, parts = _attention_memory(plan)
         self.scratch = _new(self.scratch_bytes * threads)

@@ -18,13 +18,20 @@ PLAIN = {
     "scale": "elementwise.scale",
     "softcap": "elementwise.softcap",
     "clip": "elementwise.clip",
+    "scale_rows": "elementwise.scale_rows",
     "select_rows": "select.rows",
     "top": "top.rows",
 }
 """Operations with one kernel."""
-OTHERS = {"embed", "norm", "linear", "rope", "cache_write", "attention", "activation"}
+OTHERS = {"embed", "norm", "linear", "rope", "cache_write", "attention", "activation", "route", "experts"}
 QUERIES = 24
 """Queries that one chunk of attention takes together: a few tokens' heads that share their keys."""
+WHOLE = 1 << 40
+"""A divisor that makes one of any number of rows: chunks come from the columns alone."""
+CHUNK_BYTES = 16384
+"""Weights that a chunk of a product with one row should read at least: a few microseconds of work."""
+CHUNKS = 8
+"""Chunks of a product for each thread, where there is enough to do."""
 
 
 def supports(op: str, format: str) -> str:
@@ -75,6 +82,13 @@ def tokens_together(group: int) -> int:
     return max(1, QUERIES // group)
 
 
+def chunk_tiles(tiles: int, matrix_bytes: int, height: int, threads: int) -> int:
+    """How many of a matrix's tiles of 16 rows are one chunk of a product with `height` rows at once."""
+    # One row: no smaller than worth claiming. Many rows make any tile worth it.
+    least = -(-CHUNK_BYTES // (matrix_bytes // tiles)) if height == 1 else 1
+    return max(least, tiles // (CHUNKS * threads), 1)
+
+
 def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
     """The kernel of an operation from `fuse`, for rows in tiles of `height`. formats: of each weight; cache: its dtype."""
     name = op.weights[0] if op.weights else None
@@ -96,6 +110,10 @@ def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
             return "cache.write", (cache,)
         case "attention":
             return attention(op, height, cache)
+        case "route":
+            return f"route.{op.params['softmax']}", ()
+    if op.kind.startswith("experts_"):
+        return experts(op, height, formats)
     return PLAIN[op.kind], ()
 
 
@@ -105,6 +123,22 @@ def attention(op: Op, height: int, cache: str) -> Key:
     if height == 1:
         return "attention.shared", (head_size, cache, group)
     return "attention.rows", (head_size, cache, group, tokens_together(group))
+
+
+def experts(op: Op, height: int, formats: Mapping[str, str]) -> Key:
+    """The kernel of one of the steps of `experts`."""
+    up, down = (formats[str(name)] for name in op.weights[:2])
+    match op.kind:
+        case "experts_group":
+            return "experts.group", (height,)
+        case "experts_place":
+            return "experts.place", (height if integers(up) else 0,)
+        case "experts_up" | "experts_down":
+            return f"experts.{family(up if op.kind == 'experts_up' else down)}", (height,)
+        case "experts_activate":
+            shape = bool(op.params["gated"]), bool(op.params["limit"]), height if integers(down) else 0
+            return "experts.activate", (str(op.params["activation"]), *shape)
+    return "experts.combine", ()
 
 
 def kernels(ops: list[Numbered], formats: Mapping[str, str], cache: str) -> list[Key]:

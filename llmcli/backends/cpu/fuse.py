@@ -5,6 +5,7 @@ The result is a list of (number in the plan, Op). Beyond the plan's kinds:
     quantize      its input, as int8 in scratch memory, where the next linear finds it
     linear        with the parameter `add`: the product is added to `out`
     activation    with a second input, which multiplies
+    experts_*     the steps of `experts` (EXPERTS), each with its operands
 """
 
 from __future__ import annotations
@@ -16,6 +17,9 @@ from llmcli.plan import Op, Plan, Slot
 
 MULTIPLIED = ("silu", "gelu", "gelu_tanh")
 """Activations that have a kernel with the multiplication behind them."""
+
+EXPERTS = ("group", "place", "up", "activate", "down", "combine")
+"""The steps of `experts`, in their order (kernels/experts.py)."""
 
 Numbered = tuple[int, Op]
 
@@ -35,6 +39,8 @@ def _merged(plan: Plan) -> Iterator[Numbered]:
         if one:
             skip = number + 1
             yield number, one
+        elif op.kind == "experts":
+            yield from ((number, replace(op, kind=f"experts_{step}")) for step in EXPERTS)
         else:
             yield number, replace(op, params={"add": False}) if op.kind == "linear" else op
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from llmcli.backends.cpu import choice, records, tiles
+from llmcli.backends.cpu import choice, experts, records, tiles
 from llmcli.backends.cpu.buffers import Buffers
 from llmcli.backends.cpu.fuse import Numbered
 from llmcli.backends.cpu.objects import Key
@@ -22,12 +22,6 @@ from llmcli.formats.format import ROWS, PackedTensor
 from llmcli.kv import BLOCK, KVCache
 from llmcli.plan import Op, Plan, Slot, Weight
 
-WHOLE = 1 << 40
-"""A divisor that makes one of any number of rows: chunks come from the columns alone."""
-CHUNK_BYTES = 16384
-"""Weights that a chunk of a product with one row should read at least: a few microseconds of work."""
-CHUNKS = 8
-"""Chunks of a product for each thread, where there is enough to do."""
 SHARES = 4
 """Chunks of one token's attention for each thread."""
 
@@ -104,7 +98,7 @@ class Lowering:
         tensor = self.weights[name]
         module = formats.get(tensor.format)
         start = int(tensor.data.ctypes.data)
-        rows, columns = tensor.shape
+        rows, columns = tensor.shape[-2:]
         sections = module.sections(rows, columns)
         codes = np.array(module.FORMAT.codes, np.int64) + 128
         table = self.constant(tuple(codes.tolist()), "uint8")
@@ -150,12 +144,9 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     else:
         source = {"x": at.buffers.address(x), "x_scales": at.buffers.strides[x.buffer], "x_sums": 0}
     tiles = -(-parts["rows"] // ROWS)
-    tile_bytes = len(at.weights[matrix].data) // tiles
-    # One row: no smaller than worth claiming. Many rows make any tile worth it.
-    least = -(-CHUNK_BYTES // tile_bytes) if height == 1 else 1
-    chunk_tiles = max(least, tiles // (CHUNKS * at.buffers.threads), 1)
+    chunk_tiles = choice.chunk_tiles(tiles, len(at.weights[matrix].data), height, at.buffers.threads)
     fields = {**parts, **source, **at.place("out", op.out[0]), "bias": at.vector(bias), "chunk_tiles": chunk_tiles}
-    return records.LINEAR, {**fields, "add": int(bool(op.params["add"]))}, WHOLE, -(-tiles // chunk_tiles)
+    return records.LINEAR, {**fields, "add": int(bool(op.params["add"]))}, choice.WHOLE, -(-tiles // chunk_tiles)
 
 
 def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
@@ -238,6 +229,12 @@ def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     return records.SHARED_ATTENTION, fields, 1, kv_heads * shares
 
 
+def _route(at: Lowering, op: Op, number: int, height: int) -> Lowered:
+    fields = {**at.place("logits", op.inputs[0]), **at.place("ids", op.out[0]), **at.place("weights", op.out[1])}
+    fields |= {name: choice.integer(op, name) for name in ("count", "chosen", "normalise")}
+    return records.ROUTE, {**fields, "scale": bits(choice.number(op, "scale"))}, 1, 1
+
+
 def _select_rows(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     return records.SELECT, {**at.place("x", op.inputs[0]), **at.place("out", op.out[0]), "columns": op.out[0].width}, 1, 1
 
@@ -258,7 +255,9 @@ LOWER: dict[str, Callable[[Lowering, Op, int, int], Lowered]] = {
     "rope": _rope,
     "cache_write": _cache_write,
     "attention": _attention,
+    "route": _route,
     "select_rows": _select_rows,
     "top": _top,
-    **dict.fromkeys(("activation", "multiply", "add", "scale", "softcap", "clip"), _elementwise),
+    **dict.fromkeys(("activation", "multiply", "add", "scale", "softcap", "scale_rows", "clip"), _elementwise),
+    **experts.LOWER,
 }

@@ -60,6 +60,25 @@ SHARED_ATTENTION = _record("SHARED_ATTENTION", " ".join((*ATTENTION._fields, "sh
 """ATTENTION, and: shares: chunks for each (token, kv head); parts: memory for sums over blocks, parts_bytes for each
 (token, kv head), which is AttentionTile.block_bytes (tiles.py) for each block of the longest sequence; counters: i64
 [T, kv_heads], zero before and after."""
+ROUTE = _record("ROUTE", "header logits logits_stride ids ids_stride weights weights_stride count chosen normalise scale")
+"""ids: i32, chosen of them a token; normalise: 0 or 1. One chunk = one token."""
+
+# Experts. A token and one of its choices are a row; rows are in groups of one expert each, experts ascending, that begin
+# at a block of M rows. places: i32 [T, chosen], the row of each choice; slots: i32 [experts used][SLOT]: an
+# expert, its first block, its number of blocks; used: address of how many there are (i64).
+SLOT = 4
+EXPERTS_GROUP = _record("EXPERTS_GROUP", "header ids ids_stride count chosen counts slots used places")
+"""counts: scratch, i32 [count]."""
+EXPERTS_PLACE = _record("EXPERTS_PLACE", "header x x_stride columns chosen places out out_stride codes scales sums")
+"""x [T, columns] -> rows: f32 at out, or codes, scales and sums as QUANTIZE has them. One chunk = one row."""
+EXPERTS_LINEAR = _record("EXPERTS_LINEAR", " ".join((*LINEAR._fields, "slots", "used", "slot_chunks", "matrix_bytes", "bias_bytes")))
+"""LINEAR on rows, each group with its own of the matrices, which are matrix_bytes apart, and of the biases, bias_bytes
+apart. chunk = slot * slot_chunks + piece of the matrix."""
+EXPERTS_ACTIVATE = _record("EXPERTS_ACTIVATE", "header inner inner_stride size chosen places codes scales sums limit shift")
+"""inner, rows [gate | up] or [up]: the first `size` columns become the activation's result, and its codes where wanted."""
+EXPERTS_COMBINE = _record("EXPERTS_COMBINE", "header weights weights_stride chosen places said said_stride out out_stride columns")
+"""out [T, columns] = sum of weight * row of said, in the order of the rows. One chunk = one token."""
+
 SELECT = _record("SELECT", "header x x_stride out out_stride columns")
 TOP = _record("TOP", "header logits logits_stride vocab keep ids values stats")
 """ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. One chunk = one row."""

@@ -54,6 +54,10 @@ def scale(x: Floats, *, factor: float) -> Floats:
     return x * np.float32(factor)
 
 
+def scale_rows(x: Floats, factor: Floats) -> Floats:
+    return x * factor
+
+
 def softcap(x: Floats, *, cap: float) -> Floats:
     out: Floats = np.float32(cap) * np.tanh(x / np.float32(cap))
     return out

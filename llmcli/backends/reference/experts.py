@@ -41,6 +41,8 @@ def experts(
     activation: str,
     gated: bool,
     size: int,
+    limit: float,
+    shift: float,
 ) -> Floats:
     """x [T, H] -> [T, H]; biases [E, N]. A token's experts are summed in ascending id."""
     out = np.zeros_like(x)
@@ -48,6 +50,11 @@ def experts(
         for choice in np.argsort(ids[t]):
             e = ids[t, choice]
             inner = linear(row[None], up[e], None if up_bias is None else up_bias[e])
-            inner = KINDS[activation](inner[:, :size]) * inner[:, size:] if gated else KINDS[activation](inner)
+            first, second = inner[:, :size], inner[:, size:]
+            if limit:
+                first, second = np.minimum(first, np.float32(limit)), np.clip(second, np.float32(-limit), np.float32(limit))
+            inner = KINDS[activation](first)
+            if gated:
+                inner = inner * (second + np.float32(shift))
             out[t] += weights[t, choice] * linear(inner, down[e], None if down_bias is None else down_bias[e])[0]
     return out

@@ -14,7 +14,7 @@ import numpy as np
 
 from llmcli.backends.backend import Batch, Notify, Result
 from llmcli.backends.reference.attention import attention, cache_write
-from llmcli.backends.reference.elementwise import activation, add, clip, multiply, scale, softcap
+from llmcli.backends.reference.elementwise import activation, add, clip, multiply, scale, scale_rows, softcap
 from llmcli.backends.reference.embed import embed, position_add
 from llmcli.backends.reference.experts import experts, route
 from llmcli.backends.reference.linear import linear, unpack
@@ -30,7 +30,7 @@ from llmcli.plan import Plan, Slot
 
 # Each takes its operands, then its weights, then its parameters by name, and returns what `out` becomes.
 PLAIN: dict[str, Callable[..., Any]] = {
-    f.__name__: f for f in (norm, linear, activation, multiply, add, scale, softcap, clip, route, experts, top)
+    f.__name__: f for f in (norm, linear, activation, multiply, add, scale, scale_rows, softcap, clip, route, experts, top)
 }
 # These take the Step before their operands.
 PLACED: dict[str, Callable[..., Any]] = {f.__name__: f for f in (embed, position_add, rope, cache_write, attention, select_rows)}

@@ -15,6 +15,7 @@ from llmcli.backends.cpu.kernels.vectors import (
     field,
     fma,
     larger,
+    load_f32,
     load_f32x16,
     load_first,
     smaller,
@@ -90,6 +91,18 @@ def multiply(a, b, value):
     return a * b
 
 
+ACTIVATIONS = {
+    "silu": silu,
+    "gelu": gelu,
+    "gelu_tanh": gelu_tanh,
+    "relu": relu,
+    "relu2": relu2,
+    "sigmoid": logistic,
+    "quick_gelu": quick_gelu,
+}
+"""ops.ACTIVATIONS."""
+
+
 def then_multiply(activation):
     """activation(a) * b: a gated block's inner product."""
 
@@ -121,19 +134,26 @@ def rows(function, operands):
     return factory
 
 
+def scale_rows():
+    def kernel(args, chunk, thread):
+        a = field(args, ELEMENTWISE.a) + chunk * field(args, ELEMENTWISE.a_stride)
+        out = field(args, ELEMENTWISE.out) + chunk * field(args, ELEMENTWISE.out_stride)
+        factor = splat(load_f32(field(args, ELEMENTWISE.b) + chunk * field(args, ELEMENTWISE.b_stride)))
+        columns = field(args, ELEMENTWISE.columns)
+        for at in range(0, columns, 16):
+            store_first(out + at * 4, load_first(a + at * 4, columns - at) * factor, columns - at)
+
+    return kernel
+
+
 KERNELS = {
     "add": rows(add, 2),
     "multiply": rows(multiply, 2),
     "scale": rows(scale, 1),
     "softcap": rows(softcap, 1),
     "clip": rows(clip, 1),
-    "silu": rows(silu, 1),
-    "gelu": rows(gelu, 1),
-    "gelu_tanh": rows(gelu_tanh, 1),
-    "relu": rows(relu, 1),
-    "relu2": rows(relu2, 1),
-    "sigmoid": rows(logistic, 1),
-    "quick_gelu": rows(quick_gelu, 1),
+    "scale_rows": scale_rows,
+    **{name: rows(function, 1) for name, function in ACTIVATIONS.items()},
     "silu_multiply": rows(then_multiply(silu), 2),
     "gelu_multiply": rows(then_multiply(gelu), 2),
     "gelu_tanh_multiply": rows(then_multiply(gelu_tanh), 2),

@@ -41,12 +41,19 @@ def last_tile(args, chunk):
 
 
 @inline
-def finish(args, tile, first_token, acc):
+def whole(args, chunk, height):
+    """What a chunk multiplies: its tiles (from, to), its blocks of tokens (first, count), where its matrix starts
+    behind `weights` (and so its scales behind theirs), and the address of its bias."""
+    tile = chunk * field(args, LINEAR.chunk_tiles)
+    return tile, last_tile(args, chunk), 0, token_blocks(args, height), 0, field(args, LINEAR.bias)
+
+
+@inline
+def finish(args, bias, tile, first_token, acc):
     """Bias, addition and store of one tile of results."""
     n = min(field(args, LINEAR.rows) - tile * 16, 16)
     stride = field(args, LINEAR.out_stride)
     out = field(args, LINEAR.out) + first_token * stride + tile * 64
-    bias = field(args, LINEAR.bias)
     if bias:
         acc = add_to_each(acc, load_first(bias + tile * 64, n))
     if field(args, LINEAR.add):
@@ -74,34 +81,36 @@ def int8_products(products, args, w, x):
     return products
 
 
-def integers(multiply, size):
-    """The factory for an integer format: how a group of `size` bytes is multiplied."""
+def integers(multiply, size, part):
+    """The factory for an integer format: how a group of `size` bytes is multiplied. part: see `whole`."""
 
     def factory(M):
         zero = zeros(M)
 
         def kernel(args, chunk, thread):
             groups = (field(args, LINEAR.columns) + 31) // 32
-            blocks = token_blocks(args, M)
-            for tile in range(chunk * field(args, LINEAR.chunk_tiles), last_tile(args, chunk)):
-                x, x_scales, x_sums = field(args, LINEAR.x), field(args, LINEAR.x_scales), field(args, LINEAR.x_sums)
-                for block in range(blocks):
-                    w = field(args, LINEAR.weights) + tile * groups * size
-                    w_scales = field(args, LINEAR.weight_scales) + tile * groups * 32
+            start, end, first, blocks, matrix, bias = part(args, chunk, M)
+            before = first * groups * M
+            for tile in range(start, end):
+                x = field(args, LINEAR.x) + before * 32
+                x_scales, x_sums = field(args, LINEAR.x_scales) + before * 4, field(args, LINEAR.x_sums) + before * 4
+                for block in range(first, first + blocks):
+                    w = field(args, LINEAR.weights) + matrix + tile * groups * size
+                    w_scales = field(args, LINEAR.weight_scales) + matrix + tile * groups * 32
                     acc = zero()
                     for _ in range(groups):
                         products = multiply(load_sums(acc, x_sums), args, w, x)
                         acc = scale_add(acc, products, load_f16(w_scales), x_scales)
                         w, w_scales = w + size, w_scales + 32
                         x, x_scales, x_sums = x + 32 * M, x_scales + 4 * M, x_sums + 4 * M
-                    finish(args, tile, block * M, acc)
+                    finish(args, bias, tile, block * M, acc)
 
         return kernel
 
     return factory
 
 
-def floats(load_weights, size):
+def floats(load_weights, size, part):
     """The factory for a float format: how 16 weights of `size` bytes each are loaded as f32."""
 
     def factory(M):
@@ -110,25 +119,30 @@ def floats(load_weights, size):
         def kernel(args, chunk, thread):
             columns = field(args, LINEAR.columns)
             stride = field(args, LINEAR.x_scales)
-            blocks = token_blocks(args, M)
-            for tile in range(chunk * field(args, LINEAR.chunk_tiles), last_tile(args, chunk)):
-                weights = field(args, LINEAR.weights) + tile * columns * (16 * size)
-                for block in range(blocks):
+            start, end, first, blocks, matrix, bias = part(args, chunk, M)
+            for tile in range(start, end):
+                weights = field(args, LINEAR.weights) + matrix + tile * columns * (16 * size)
+                for block in range(first, first + blocks):
                     x = field(args, LINEAR.x) + block * M * stride
                     acc = zero()
                     for k in range(columns):
                         acc = multiply_add(acc, load_weights(weights + k * (16 * size)), x + k * 4, stride)
-                    finish(args, tile, block * M, acc)
+                    finish(args, bias, tile, block * M, acc)
 
         return kernel
 
     return factory
 
 
-KERNELS = {
-    "int4": integers(int4_products, 4 * 64),
-    "int8": integers(int8_products, 8 * 64),
-    "f32": floats(load_f32x16, 4),
-    "f16": floats(load_f16, 2),
-    "bf16": floats(load_bf16, 2),
-}
+def products(part):
+    """The factories of a product in every format, whose chunks are what `part` says."""
+    return {
+        "int4": integers(int4_products, 4 * 64, part),
+        "int8": integers(int8_products, 8 * 64, part),
+        "f32": floats(load_f32x16, 4, part),
+        "f16": floats(load_f16, 2, part),
+        "bf16": floats(load_bf16, 2, part),
+    }
+
+
+KERNELS = products(whole)

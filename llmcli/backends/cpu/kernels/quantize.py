@@ -59,24 +59,30 @@ def quantize_group(a, b, codes, stride, scale, total):
     store_i32(total, -128 * total_i32(first + second))
 
 
+@inline
+def quantize_row(x, columns, groups, block, m, M, codes, scales, sums):
+    """`columns` floats at x, and zeros up to whole groups, to row m of a block of codes, scales and sums (records.QUANTIZE)."""
+    for group in range(groups):
+        at = block * groups + group
+        left = columns - group * 32
+        if left >= 32:
+            a, b = load_f32x16(x), load_f32x16(x + 64)
+        else:
+            a, b = load_first(x, left), load_first(x + 64, left - 16)
+        one = (at * M + m) * 4
+        quantize_group(a, b, codes + at * 32 * M + m * 4, 4 * M, scales + one, sums + one)
+        x += 128
+
+
 def rows(M):
     def kernel(args, chunk, thread):
         header, columns = field(args, QUANTIZE.header), field(args, QUANTIZE.columns)
         n = field(header, HEADER.outputs) if field(args, QUANTIZE.outputs) else field(header, HEADER.tokens)
-        groups = (columns + 31) // 32
+        codes, scales, sums = field(args, QUANTIZE.codes), field(args, QUANTIZE.scales), field(args, QUANTIZE.sums)
         for m in range(M):
-            token = chunk * M + m
-            x = field(args, QUANTIZE.x) + token * field(args, QUANTIZE.x_stride)
-            for group in range(groups):
-                left = columns - group * 32 if token < n else 0
-                if left >= 32:
-                    a, b = load_f32x16(x), load_f32x16(x + 64)
-                else:
-                    a, b = load_first(x, left), load_first(x + 64, left - 16)
-                at = chunk * groups + group
-                scale, total = (at * M + m) * 4 + field(args, QUANTIZE.scales), (at * M + m) * 4 + field(args, QUANTIZE.sums)
-                quantize_group(a, b, field(args, QUANTIZE.codes) + at * 32 * M + m * 4, 4 * M, scale, total)
-                x += 128
+            row = chunk * M + m
+            x = field(args, QUANTIZE.x) + row * field(args, QUANTIZE.x_stride)
+            quantize_row(x, columns if row < n else 0, (columns + 31) // 32, chunk, m, M, codes, scales, sums)
 
     return kernel
 
