@@ -35,9 +35,9 @@ OPERATIONS: dict[str, Operation] = dict(
         _operation(
             "norm",
             "x",
-            "weight [bias]",
+            "[weight] [bias]",
             "kind eps heads",
-            "kind 'rms': x / sqrt(mean(x^2) + eps) * weight; kind 'layer': mean removed first, + bias. "
+            "kind 'rms': x / sqrt(mean(x^2) + eps) * weight; kind 'layer': mean removed first, + bias (no weight: 1). "
             "heads > 1: x is that many segments of equal width, each normalised by itself with the same weight "
             "when the weight is one segment wide, else with its own part of it; may be in place",
         ),

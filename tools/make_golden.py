@@ -29,8 +29,21 @@ LENGTHS = {"phi3-shortrope": 16}
 """Variants with a shorter text than that."""
 SHARDED = {"mixtral": "60kB"}
 """Variants saved in several files, and the size of one."""
-GAINS = {"q_proj": 1.25, "k_proj": 1.25, "query_key_value": 1.4, "c_attn": 1.4, ".gate.": 2.0, "embed_tokens": 2.0, "wte": 2.0}
+GAINS = {
+    "router": 2.0,
+    "q_proj": 1.25,
+    "k_proj": 1.25,
+    "query_key_value": 1.4,
+    "c_attn": 1.4,
+    ".gate.": 2.0,
+    "embed_tokens": 2.0,
+    "wte": 2.0,
+}
 """Part of a matrix's name -> how much larger than 1 / sqrt(columns) its numbers are: sharp attention, clear routing."""
+
+
+ATTENTION = {"falcon-alibi": "sdpa"}
+"""Variants that are not computed by the plain "eager" attention: Falcon's adds the ALiBi slopes twice."""
 
 
 @torch.no_grad()
@@ -52,7 +65,8 @@ def make(variant: str, config: dict[str, Any]) -> None:
     dtype = getattr(torch, config.get("torch_dtype", "float32"))
     settings = {name: value for name, value in config.items() if value is not None or name == "sliding_window"}
     described = transformers.AutoConfig.for_model(**{**settings, "torch_dtype": "float32"})
-    model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation="eager").eval()
+    attention = ATTENTION.get(variant, "eager")
+    model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation=attention).eval()
     enliven(model, generator)
     place = PLACE / variant
     place.mkdir(parents=True, exist_ok=True)
@@ -61,7 +75,7 @@ def make(variant: str, config: dict[str, Any]) -> None:
     model.to(dtype).save_pretrained(place, max_shard_size=SHARDED.get(variant, "1GB"))
     (place / "generation_config.json").unlink(missing_ok=True)
     # Read back rather than widened: `to(dtype)` rounds the rotary frequencies too, which no file holds.
-    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation="eager").eval()
+    model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation=attention).eval()
     length = LENGTHS.get(variant) or max(TOKENS, getattr(described, "max_position_embeddings", TOKENS))
     ids = torch.randint(0, described.vocab_size, (1, length), generator=generator)
     with torch.no_grad():

@@ -159,6 +159,13 @@ class Config:
             raise self._wrong(names, value, f"a list of {count:,} numbers from {low:g} to {high:g}")
         return tuple(float(x) for x in value)
 
+    def indices(self, *names: str, below: int) -> frozenset[int]:
+        """A list of whole numbers from 0 to below - 1; none where the field is absent."""
+        value = self._value(names, [])
+        if not (isinstance(value, list) and all(type(x) is int and 0 <= x < below for x in value)):
+            raise self._wrong(names, value, f"a list of whole numbers below {below:,}")
+        return frozenset(value)
+
     def expect(self, name: str, value: Any) -> None:
         """Raises UnsupportedModel where the field is present with another value: we run only this one."""
         found = self._value((name,), value)

@@ -83,31 +83,39 @@ class _Builder:
 
     def norm(self, out: Slot, x: Slot, name: str, spec: Spec) -> None:
         """One norm over all of x, of the model's kind."""
-        weights = (self.weight(name, (x.width,)), self.weight(f"{name}_bias", (x.width,)) if spec.norm.bias else None)
+        weight = self.weight(name, (x.width,)) if spec.norm.weight else None
+        weights = (weight, self.weight(f"{name}_bias", (x.width,)) if spec.norm.bias else None)
         self.op("norm", name, out, (x,), weights, kind=spec.norm.kind, eps=spec.norm.eps, heads=1)
 
 
 def _layer(build: _Builder, spec: Spec, layer: Layer, number: int, context: int) -> None:
     name = f"layers.{number}"
     x, normed, branch = (build.slot(buffer, spec.hidden) for buffer in ("x", "normed", "branch"))
-    build.norm(normed, x, f"{name}.attention_norm", spec)
-    attended = _attention(build, spec, layer, normed, number, context)
+    read = normed if layer.pre_norms else x
+    if layer.pre_norms:
+        build.norm(normed, x, f"{name}.attention_norm", spec)
+    attended = _attention(build, spec, layer, read, number, context)
     parallel = layer.residual == "parallel"
     if parallel and not layer.shared_norm:
         build.norm(normed, x, f"{name}.mlp_norm", spec)
     build.linear(branch, attended, f"{name}.attention_out", layer.attention.out_bias)
-    if layer.post_norms:
-        build.norm(branch, branch, f"{name}.attention_post_norm", spec)
-    build.op("add", f"{name}.attention_add", x, (x, branch))
-    if not parallel:
+    _add(build, spec, layer, x, branch, f"{name}.attention")
+    if layer.pre_norms and not parallel:
         build.norm(normed, x, f"{name}.mlp_norm", spec)
     if layer.mlp:
-        _mlp(build, layer.mlp, branch, normed, name)
+        _mlp(build, layer.mlp, branch, read, name)
     if layer.experts:
-        _experts(build, layer.experts, branch, normed, name)
+        _experts(build, layer.experts, branch, read, name)
+    _add(build, spec, layer, x, branch, f"{name}.mlp")
+
+
+def _add(build: _Builder, spec: Spec, layer: Layer, x: Slot, branch: Slot, name: str) -> None:
+    """x += branch, normalised and scaled where the model does so."""
     if layer.post_norms:
-        build.norm(branch, branch, f"{name}.mlp_post_norm", spec)
-    build.op("add", f"{name}.mlp_add", x, (x, branch))
+        build.norm(branch, branch, f"{name}_post_norm", spec)
+    if spec.residual_scale != 1:
+        build.op("scale", f"{name}_scale", branch, (branch,), factor=spec.residual_scale)
+    build.op("add", f"{name}_add", x, (x, branch))
 
 
 def _attention(build: _Builder, spec: Spec, layer: Layer, normed: Slot, number: int, context: int) -> Slot:
@@ -216,6 +224,15 @@ def _experts(build: _Builder, experts: Experts, out: Slot, x: Slot, name: str) -
         limit=e.limit,
         shift=e.shift,
     )
+    if e.shared:
+        shared = build.slot("shared", hidden)
+        _mlp(build, Mlp(e.shared, e.activation, e.gated), shared, x, f"{name}.shared")
+        if e.shared_gate:
+            gate = build.slot("gate", 1)
+            build.linear(gate, x, f"{name}.shared_gate", False, "router")
+            build.op("activation", f"{name}.shared_sigmoid", gate, (gate,), kind="sigmoid")
+            build.op("scale_rows", f"{name}.shared_scale", shared, (shared, gate))
+        build.op("add", f"{name}.shared_add", out, (out, shared))
 
 
 def _logits(build: _Builder, spec: Spec, x: Slot) -> None:

@@ -1,7 +1,7 @@
 """How a plan's weight is made from a checkpoint's tensors: data only, `weights/convert.py` carries it out.
 
 An architecture file's NAMES maps a pattern of our weight name to a Source whose tensor names are patterns too:
-{i} stands for the layer, {e} for each expert in turn. `sources` fills them in for one plan.
+{i} stands for the layer, {e} for each expert and {h} for each head in turn. `sources` fills them in for one plan.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from llmcli.errors import InternalError
-from llmcli.models.spec import Spec
-from llmcli.plan import Plan
+from llmcli.models.spec import Attention, Spec
+from llmcli.plan import Plan, Weight
 
 TRANSFORMS: dict[str, str] = {
     "copy": "the one tensor as it is",
@@ -21,7 +21,13 @@ TRANSFORMS: dict[str, str] = {
     "transpose": "the one tensor [K, N] becomes [N, K]",
     "concat": "the tensors' rows (or a bias's elements) one after the other, in the order of `names`",
     "split_qkv": "the one tensor's rows, interleaved as [kv heads][its q heads, k, v][D], become q | k | v; the same for a bias",
+    "flatten": "the one tensor's numbers as a vector",
     "stack": "names[e] [N, K] become [E, N, K] (or biases [N] become [E, N])",
+    "transpose_each": "the one tensor [E, K, N] becomes [E, N, K]",
+    "transpose_alternating": "the same, and each expert's rows 0, 2, ... come before its rows 1, 3, ...",
+    "alternating": "the one tensor's columns [E, N]: 0, 2, ... before 1, 3, ...",
+    "mxfp4": "blocks [E, N, K / 32, 16] and scales [E, N, K / 32] of 4-bit floats become [E, N, K]",
+    "mxfp4_alternating": "the same, with rows as in 'transpose_alternating'",
     "stack_concat": "for each expert e, the rows of names[2e] and names[2e + 1] one after the other: [E, 2N, K]",
 }
 """Every transform word and its meaning. The result always has the plan weight's shape."""
@@ -35,6 +41,8 @@ class Source:
     names: tuple[str, ...]
     heads: int = 0
     kv_heads: int = 0
+    otherwise: Source | None = None
+    """How it is made where the checkpoint does not have the first of `names`."""
 
 
 def copy(name: str) -> Source:
@@ -51,6 +59,10 @@ def transpose(name: str) -> Source:
 
 def split_qkv(name: str) -> Source:
     return Source("split_qkv", (name,))
+
+
+def flatten(name: str) -> Source:
+    return Source("flatten", (name,))
 
 
 def concat(*names: str) -> Source:
@@ -86,16 +98,25 @@ def sources(spec: Spec, plan: Plan, architecture: Named, present: Collection[str
         source = architecture.NAMES.get(pattern)
         if source is None:
             raise InternalError(f"the architecture file names no tensor for {pattern}")
-        layer = match[1] if match else ""
-        experts = range(weight.shape[0]) if weight.kind == "experts" else range(1)
-        names = tuple(name.replace("{i}", layer).replace("{e}", str(e)) for e in experts for name in source.names)
-        if bare:
-            names = tuple(name.removeprefix(prefix) for name in names)
-        found[weight.name] = replace(source, names=names)
-        if source.transform == "split_qkv":
-            attention = spec.layers[int(layer)].attention
-            found[weight.name] = replace(source, names=names, heads=attention.heads, kv_heads=attention.kv_heads)
+        attention = spec.layers[int(match[1])].attention if match else None
+        chosen = _named(source, weight, match[1] if match else "", attention, prefix if bare else "")
+        while chosen.otherwise is not None and present and chosen.names[0] not in present:
+            chosen = _named(chosen.otherwise, weight, match[1] if match else "", attention, prefix if bare else "")
+        found[weight.name] = replace(chosen, otherwise=None)
     return found
+
+
+def _named(source: Source, weight: Weight, layer: str, attention: Attention | None, dropped: str) -> Source:
+    """The source of one weight, with its own tensors' names. attention: the layer's; dropped: a prefix to leave off."""
+    count, heads, kv_heads = 1, 0, 0
+    if "{e}" in source.names[0]:
+        count = weight.shape[0]
+    if attention is not None and "{h}" in source.names[0]:
+        count = weight.shape[0] // attention.head_size
+    if attention is not None and source.transform == "split_qkv":
+        heads, kv_heads = attention.heads, attention.kv_heads
+    names = (name.replace("{i}", layer).replace("{e}", str(n)).replace("{h}", str(n)) for n in range(count) for name in source.names)
+    return replace(source, names=tuple(name.removeprefix(dropped) for name in names), heads=heads, kv_heads=kv_heads)
 
 
 def ignored(spec: Spec, architecture: Named) -> tuple[str, ...]:

@@ -27,6 +27,8 @@ class Norm:
     kind: str = "rms"
     eps: float = 1e-5
     bias: bool = False
+    weight: bool = True
+    """False: only the mean and the size are taken out."""
 
 
 @dataclass(frozen=True)
@@ -101,6 +103,10 @@ class Experts:
     """Gates are at most this, and what they multiply between -limit and limit; 0: no limit."""
     shift: float = 0.0
     """Added to what the gates multiply."""
+    shared: int = 0
+    """Inner width of an MLP beside the experts, which every token passes; 0: none."""
+    shared_gate: bool = False
+    """The MLP beside is multiplied by the sigmoid of one more row of the router."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +120,8 @@ class Layer:
     rope: Rope | None = None
     residual: str = "sequential"
     shared_norm: bool = False
+    pre_norms: bool = True
+    """False: attention and MLP read x itself, and only what they give is normalised."""
     post_norms: bool = False
     """A norm more behind attention and behind the MLP: x += norm(attn(norm x)) ("sandwich")."""
 
@@ -135,6 +143,8 @@ class Spec:
     embedding_norm: bool = False
     """A norm of the embeddings, before the first layer."""
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    """What attention and MLP give is multiplied by this before it is added."""
     logit_scale: float = 1.0
     logit_softcap: float = 0.0
     final_norm: bool = True
@@ -199,7 +209,9 @@ def _check_layer(layer: Layer) -> None:
         raise ValueError("a layer needs either an MLP or experts")
     _within(inner, size=limits.WIDTH)
     _require(inner.activation in ACTIVATIONS, f"unknown activation {inner.activation!r}")
+    _require(layer.pre_norms or (layer.post_norms and layer.residual == "sequential"), "a layer without norms")
     if layer.experts is not None:
+        _require(0 <= layer.experts.shared <= limits.WIDTH, "an impossible shared expert")
         _within(layer.experts, count=limits.EXPERTS, chosen=layer.experts.count)
         _require(layer.experts.softmax in ("before", "after"), "an unknown router")
 

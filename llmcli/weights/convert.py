@@ -17,6 +17,7 @@ from llmcli.errors import CorruptFile, InternalError, NumericalError, Unsupporte
 from llmcli.formats.format import Bytes, Floats
 from llmcli.plan import Weight
 from llmcli.weights import encodings
+from llmcli.weights.alternating import Rows, mxfp4
 from llmcli.weights.encodings import FLOATS, Encoding
 from llmcli.weights.safetensors import Tensor, shown
 
@@ -76,7 +77,8 @@ def check(
     if faults:
         more = f", and {len(faults) - 5} more" if len(faults) > 5 else ""
         raise CorruptFile("the weights do not fit config.json", "; ".join(faults[:5]) + more)
-    for name in sorted(used):
+    packed = {name for source in sources.values() if source.transform.startswith("mxfp4") for name in source.names}
+    for name in sorted(used - packed):
         encoding = encodings.find(tensors[name].dtype)
         if encoding is None or (encoding.elements > 1 and len(tensors[name].shape) < 2):
             stored = f"it is stored as {tensors[name].dtype}, and llm reads {', '.join(FLOATS)} and the block types of GGUF"
@@ -91,8 +93,18 @@ def _misshaped(weight: Weight, source: Source, tensors: list[Tensor]) -> list[st
             return _unlike(tensors, shape)
         case "transpose":
             return _unlike(tensors, shape[::-1])
+        case "flatten":
+            return [f"{shown(t.name)} has {prod(t.shape):,} numbers, not {shape[0]:,}" for t in tensors if prod(t.shape) != shape[0]]
         case "stack":
             return _unlike(tensors, shape[1:])
+        case "transpose_each" | "transpose_alternating":
+            return _unlike(tensors, (shape[0], shape[2], shape[1]))
+        case "alternating":
+            return _unlike(tensors, shape)
+        case "mxfp4" | "mxfp4_alternating":
+            (blocks, scales), groups = tensors, (*shape[:2], shape[2] // 32)
+            odd = [f"{shown(t.name)} is {t.dtype}, not U8" for t in tensors if t.dtype != "U8"]
+            return odd or _unlike([blocks], (*groups, 16)) or _unlike([scales], groups)
         case "concat":
             return _unlike_parts([tensors], shape)
         case "stack_concat":
@@ -119,12 +131,16 @@ def _unlike_parts(wholes: list[list[Tensor]], shape: tuple[int, ...]) -> list[st
 
 def float_format(source: Source, tensors: Mapping[str, Tensor]) -> str:
     """The float format that holds the source's tensors as they come: f32 where their types differ."""
+    if source.transform.startswith("mxfp4"):
+        return "bf16"
     found = {_encoding(tensors[name]).float_format for name in source.names}
     return found.pop() if len(found) == 1 else "f32"
 
 
 def kept(source: Source, tensors: Mapping[str, Tensor], wanted: str) -> str:
     """The format that holds the source's blocks bit for bit where the format `wanted` is asked for, else `wanted`."""
+    if source.transform.startswith("mxfp4"):
+        return wanted
     found = {_encoding(tensors[name]).kept.get(wanted, wanted) for name in source.names}
     return found.pop() if len(found) == 1 else wanted
 
@@ -154,6 +170,18 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
             heads = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
             order = np.concatenate([part.ravel() for part in (heads[:, :group], heads[:, group], heads[:, group + 1])])
             return [_Rearranged(reader, names[0], order)]
+        case "flatten":
+            return [_whole(reader, names[0])]
+        case "transpose_each" | "transpose_alternating":
+            halves = source.transform == "transpose_alternating"
+            return [_transposed(reader, names[0], e, halves) for e in range(weight.shape[0])]
+        case "alternating":
+            stored = _whole(reader, names[0])
+            columns = np.arange(stored.columns).reshape(-1, 2).T.ravel()
+            return [Rows(stored.rows, stored.columns, lambda start, stop: stored.read(start, stop)[:, columns], False)]
+        case "mxfp4" | "mxfp4_alternating":
+            halves = source.transform == "mxfp4_alternating"
+            return [_mxfp4(reader, names, e, weight.shape[1:], halves) for e in range(weight.shape[0])]
         case "concat":
             return [_Joined([_whole(reader, name) for name in names])]
         case "stack":
@@ -209,6 +237,39 @@ class _Stored:
 
 def _whole(reader: Reader, name: str) -> _Stored:
     return _Stored(reader, name, 0, _height(reader.tensors[name].shape))
+
+
+def _transposed(reader: Reader, name: str, expert: int, alternating: bool) -> Rows:
+    """One of the matrices of a tensor [E, K, N], as [N, K]. It is read for its first rows and dropped after its last."""
+    tensor = reader.tensors[name]
+    columns, rows = tensor.shape[1:]
+    kept: list[Floats] = []
+
+    def decode(start: int, stop: int) -> Floats:
+        if not kept:
+            kept.append(_Stored(reader, name, expert * columns, columns).read(0, columns))
+        values = np.ascontiguousarray(kept[0][:, start:stop].T)
+        if stop == rows:
+            kept.clear()
+        return values
+
+    return Rows(rows, columns, decode, alternating)
+
+
+def _mxfp4(reader: Reader, names: tuple[str, ...], expert: int, shape: tuple[int, ...], alternating: bool) -> Rows:
+    """One expert's matrix of 4-bit floats."""
+    blocks, scales = (reader.tensors[name] for name in names)
+    rows, columns = shape
+
+    def decode(start: int, stop: int) -> Floats:
+        count, first = stop - start, expert * rows + start
+        codes = reader.read(blocks.name, first * columns // 2, count * columns // 2)
+        powers = reader.read(scales.name, first * columns // 32, count * columns // 32)
+        values = mxfp4(codes, powers, columns)
+        _check_finite(values, 0, Tensor(scales.name, "MXFP4", values.shape, 0, values.nbytes))
+        return values
+
+    return Rows(rows, columns, decode, alternating)
 
 
 class _PlusOne:

@@ -152,11 +152,11 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
     heads, columns = choice.integer(op, "heads"), op.out[0].width
-    own = at.weights[str(weight)].shape[0] == columns
+    own = weight is not None and at.weights[weight].shape[0] == columns
     fields = {
         **at.place("x", op.inputs[0]),
         **at.place("out", op.out[0]),
-        "weight": at.vector(weight),
+        "weight": at.vector(weight) or at.constant((1.0,) * (columns // heads), "float32"),
         "bias": at.vector(bias),
         "columns": columns,
         "heads": heads,
