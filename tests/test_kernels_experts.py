@@ -122,15 +122,15 @@ class Mixture:
         quantized = {"codes": address(codes), "scales": address(scales), "sums": address(sums)}
         args = pack(
             EXPERTS_GROUP, **every, ids=address(ids), ids_stride=ids.strides[0], count=self.count, counts=address(counts),
-            slots=address(slots), used=address(used),
+            slots=address(slots), used=address(used), height=M,
         )  # fmt: skip
-        call(kernel("experts.group", M), args, [0])
+        call(kernel("experts.group"), args, [0])
         assert places[-1] == -9 and (slots[used[0] :] == -9).all() and slots[: used[0], 0].tolist() == sorted(set(ids.ravel().tolist()))
         args = pack(
             EXPERTS_PLACE, **every, **quantized, x=address(wide), x_stride=wide.strides[0], columns=self.hidden, out=address(outer),
-            out_stride=outer.strides[0],
+            out_stride=outer.strides[0], height=M if integers else 0,
         )  # fmt: skip
-        call(kernel("experts.place", M if integers else 0), args, range(tokens * chosen))
+        call(kernel("experts.place"), args, range(tokens * chosen))
         for first in (True, False):
             tensor, bias = (self.up, self.up_bias) if first else (self.down, self.down_bias)
             source, target_ = (outer, inner) if first else (inner, outer)
@@ -150,9 +150,9 @@ class Mixture:
             if first:
                 args = pack(
                     EXPERTS_ACTIVATE, **every, inner=address(inner), inner_stride=inner.strides[0], size=self.size, **quantized,
-                    limit=bits(limit), shift=bits(shift),
+                    limit=bits(limit), shift=bits(shift), height=M if integers else 0,
                 )  # fmt: skip
-                used_kernel = kernel("experts.activate", activation, self.gated, bool(limit), M if integers else 0)
+                used_kernel = kernel("experts.activate", activation, self.gated, bool(limit))
                 call(used_kernel, args, range(tokens * chosen))
         args = pack(
             EXPERTS_COMBINE, **every, weights=address(weights), weights_stride=weights.strides[0], said=address(outer),
@@ -229,8 +229,8 @@ def test_rows_are_scaled() -> None:
 
 
 def test_kernels_call_nothing() -> None:
-    names = [("route.before",), ("route.after",), ("experts.group", 4), ("experts.place", 4), ("experts.combine",)]
-    names += [("experts.activate", "silu", True, True, 4), ("experts.int4", max(HEIGHTS)), ("elementwise.scale_rows",)]
+    names = [("route.before",), ("route.after",), ("experts.group",), ("experts.place",), ("experts.combine",)]
+    names += [("experts.activate", "silu", True, True), ("experts.int4", max(HEIGHTS)), ("elementwise.scale_rows",)]
     # LLVM makes these out of loops; emit.ALLOWED has them
     found = {name: [c for c in kernel(*name).calls() if "mem" not in c] for name in names}
     assert found == {name: [] for name in names}

@@ -130,14 +130,13 @@ def experts(op: Op, height: int, formats: Mapping[str, str]) -> Key:
     up, down = (formats[str(name)] for name in op.weights[:2])
     match op.kind:
         case "experts_group":
-            return "experts.group", (height,)
+            return "experts.group", ()
         case "experts_place":
-            return "experts.place", (height if integers(up) else 0,)
+            return "experts.place", ()
         case "experts_up" | "experts_down":
             return f"experts.{family(up if op.kind == 'experts_up' else down)}", (height,)
         case "experts_activate":
-            shape = bool(op.params["gated"]), bool(op.params["limit"]), height if integers(down) else 0
-            return "experts.activate", (str(op.params["activation"]), *shape)
+            return "experts.activate", (str(op.params["activation"]), bool(op.params["gated"]), bool(op.params["limit"]))
     return "experts.combine", ()
 
 

@@ -63,12 +63,13 @@ def _group(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     memory = at.buffers.experts
     fields = {name: choice.integer(op, name) for name in ("count", "chosen")}
     fields |= {name: memory[name] for name in ("counts", "slots", "used", "places")}
-    return records.EXPERTS_GROUP, {**at.place("ids", op.inputs[1]), **fields}, choice.WHOLE, 1
+    return records.EXPERTS_GROUP, {**at.place("ids", op.inputs[1]), **fields, "height": height}, choice.WHOLE, 1
 
 
 def _place(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     memory, x, chosen = at.buffers.experts, op.inputs[0], choice.integer(op, "chosen")
     fields = {"columns": x.width, "chosen": chosen, "places": memory["places"], **memory.codes(x.width)}
+    fields["height"] = height if choice.integers(at.formats[str(op.weights[0])]) else 0
     return records.EXPERTS_PLACE, {**at.place("x", x), **fields, "out": memory["outer"], "out_stride": memory.outer_stride}, 1, chosen
 
 
@@ -108,6 +109,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 def _activate(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     memory, size, chosen = at.buffers.experts, choice.integer(op, "size"), choice.integer(op, "chosen")
     fields = {"inner": memory["inner"], "inner_stride": memory.inner_stride, "size": size, "chosen": chosen, "places": memory["places"]}
+    fields["height"] = height if choice.integers(at.formats[str(op.weights[1])]) else 0
     numbers = {name: bits(choice.number(op, name)) for name in ("limit", "shift")}
     return records.EXPERTS_ACTIVATE, {**fields, **memory.codes(size), **numbers}, 1, chosen
 

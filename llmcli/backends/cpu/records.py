@@ -67,15 +67,15 @@ ROUTE = _record("ROUTE", "header logits logits_stride ids ids_stride weights wei
 # at a block of M rows. places: i32 [T, chosen], the row of each choice; slots: i32 [experts used][SLOT]: an
 # expert, its first block, its number of blocks; used: address of how many there are (i64).
 SLOT = 4
-EXPERTS_GROUP = _record("EXPERTS_GROUP", "header ids ids_stride count chosen counts slots used places")
-"""counts: scratch, i32 [count]."""
-EXPERTS_PLACE = _record("EXPERTS_PLACE", "header x x_stride columns chosen places out out_stride codes scales sums")
-"""x [T, columns] -> rows: f32 at out, or codes, scales and sums as QUANTIZE has them. One chunk = one row."""
+EXPERTS_GROUP = _record("EXPERTS_GROUP", "header ids ids_stride count chosen counts slots used places height")
+"""counts: scratch, i32 [count]; height: M."""
+EXPERTS_PLACE = _record("EXPERTS_PLACE", "header x x_stride columns chosen places out out_stride codes scales sums height")
+"""x [T, columns] -> rows: where height is 0 f32 at out, else codes, scales and sums as QUANTIZE has them, height = M. One chunk = one row."""
 EXPERTS_LINEAR = _record("EXPERTS_LINEAR", " ".join((*LINEAR._fields, "slots", "used", "slot_chunks", "matrix_bytes", "bias_bytes")))
 """LINEAR on rows, each group with its own of the matrices, which are matrix_bytes apart, and of the biases, bias_bytes
 apart. chunk = slot * slot_chunks + piece of the matrix."""
-EXPERTS_ACTIVATE = _record("EXPERTS_ACTIVATE", "header inner inner_stride size chosen places codes scales sums limit shift")
-"""inner, rows [gate | up] or [up]: the first `size` columns become the activation's result, and its codes where wanted."""
+EXPERTS_ACTIVATE = _record("EXPERTS_ACTIVATE", "header inner inner_stride size chosen places codes scales sums limit shift height")
+"""inner, rows [gate | up] or [up]: the first `size` columns become the activation's result, and its codes where height is not 0."""
 EXPERTS_COMBINE = _record("EXPERTS_COMBINE", "header weights weights_stride chosen places said said_stride out out_stride columns")
 """out [T, columns] = sum of weight * row of said, in the order of the rows. One chunk = one token."""
 

@@ -42,12 +42,13 @@ from llmcli.backends.cpu.records import (
 F = np.float32
 
 
-def group(M):
+def group():
     """Slots and places, by counting. The one chunk does all: there are only T * chosen choices."""
 
     def kernel(args, chunk, thread):
         tokens, chosen = field(field(args, EXPERTS_GROUP.header), HEADER.tokens), field(args, EXPERTS_GROUP.chosen)
         counts, places = field(args, EXPERTS_GROUP.counts), field(args, EXPERTS_GROUP.places)
+        M = field(args, EXPERTS_GROUP.height)
         ids, stride = field(args, EXPERTS_GROUP.ids), field(args, EXPERTS_GROUP.ids_stride)
         for expert in range(field(args, EXPERTS_GROUP.count)):
             store_i32(counts + expert * 4, 0)
@@ -76,10 +77,9 @@ def group(M):
     return kernel
 
 
-def place(M):
-    """M: rows in a block of int8 codes, or 0 for rows of floats."""
-
+def place():
     def kernel(args, chunk, thread):
+        M = field(args, EXPERTS_PLACE.height)
         x = field(args, EXPERTS_PLACE.x) + chunk // field(args, EXPERTS_PLACE.chosen) * field(args, EXPERTS_PLACE.x_stride)
         row, columns = load_i32(field(args, EXPERTS_PLACE.places) + chunk * 4), field(args, EXPERTS_PLACE.columns)
         if M:
@@ -108,9 +108,8 @@ def of_expert(args, chunk, height):
     return piece * field(args, LINEAR.chunk_tiles), last_tile(args, piece), first, blocks, matrix, bias
 
 
-def activate(kind, gated, limited, M):
-    """act(gate) * (up + shift), or act(up). limited: gates stay below the limit, and up between -limit and limit. M: as
-    in `place`."""
+def activate(kind, gated, limited):
+    """act(gate) * (up + shift), or act(up). limited: gates stay below the limit, and up between -limit and limit."""
     activation = ACTIVATIONS[kind]
 
     def kernel(args, chunk, thread):
@@ -129,6 +128,7 @@ def activate(kind, gated, limited, M):
                     up = -larger(-limit, -larger(-limit, up))
                 y = y * (up + shift)
             store_first(inner + at * 4, y, n)
+        M = field(args, EXPERTS_ACTIVATE.height)
         if M:
             codes, scales = field(args, EXPERTS_ACTIVATE.codes), field(args, EXPERTS_ACTIVATE.scales)
             quantize_row(inner, size, (size + 31) // 32, row // M, row % M, M, codes, scales, field(args, EXPERTS_ACTIVATE.sums))
