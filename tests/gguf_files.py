@@ -23,7 +23,32 @@ from tokenizers_made import byte_level
 FAMILIES = {"llama": "llama", "mistral": "llama", "mixtral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 FAMILIES |= {"gpt2": "gpt2", "gpt_neox": "gptneox", "gpt_bigcode": "starcoder", "starcoder2": "starcoder2", "bloom": "bloom", "mpt": "mpt"}
 FAMILIES |= {"gemma": "gemma", "gemma2": "gemma2", "gemma3_text": "gemma3", "phi": "phi2", "phi3": "phi3"}
+FAMILIES |= {
+    "qwen2_moe": "qwen2moe",
+    "qwen3_moe": "qwen3moe",
+    "granitemoeshared": "granitemoe",
+    "cohere": "command-r",
+    "gpt_oss": "gpt-oss",
+}
+FAMILIES |= {name: name for name in ("smollm3", "granite", "granitemoe", "olmo", "olmo2", "cohere2", "stablelm", "falcon")}
 """model_type of config.json -> general.architecture."""
+PERMUTED = ("llama", "smollm3", "granite", "granitemoe", "olmo")
+"""Architectures whose queries and keys have the halves of each head interleaved."""
+ENTRIES = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+    "logit_scale": "logit_scale",
+    "clip_qkv": "attention.clamp_kqv",
+    "num_experts": "expert_count",
+    "num_local_experts": "expert_count",
+    "num_experts_per_tok": "expert_used_count",
+    "moe_intermediate_size": "expert_feed_forward_length",
+    "shared_expert_intermediate_size": "expert_shared_feed_forward_length",
+    "shared_intermediate_size": "expert_shared_feed_forward_length",
+}
+"""Fields of config.json that are an entry of the architecture's."""
 
 
 def fixture(variant: str, **changes: Any) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -53,7 +78,9 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     writer = gguf.GGUFWriter(path, architecture)
     layers = first(config, "num_hidden_layers", "n_layer", "n_layers")
     heads = first(config, "num_attention_heads", "n_head", "n_heads")
-    kv_heads = first(config, "num_key_value_heads", default=heads)
+    kv_heads = first(config, "num_key_value_heads", "num_kv_heads", default=heads)
+    if architecture == "falcon" and config["multi_query"] and not config["new_decoder_architecture"]:
+        kv_heads = 1
     hidden = first(config, "hidden_size", "n_embd", "d_model")
     size = config.get("head_dim") or hidden // heads
     rope = config.get("rope_parameters") or {}
@@ -65,11 +92,11 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
     writer.add_head_count(heads)
     writer.add_embedding_length(hidden)
     writer.add_context_length(first(config, "max_position_embeddings", "n_positions", "seq_length", "max_seq_len"))
-    writer.add_feed_forward_length(first(config, "intermediate_size", "n_inner", default=4 * hidden))
+    writer.add_feed_forward_length(first(config, "intermediate_size", "n_inner", "ffn_hidden_size", default=4 * hidden))
     if architecture not in ("gpt2", "gptneox"):
         writer.add_head_count_kv(kv_heads)
     if "rms_norm_eps" not in config:
-        writer.add_layer_norm_eps(first(config, "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon"))
+        writer.add_layer_norm_eps(first(config, "layer_norm_epsilon", "layer_norm_eps", "norm_epsilon", default=1e-5))
     else:
         writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
         writer.add_key_length(size)
@@ -104,14 +131,19 @@ def write_gguf(path: Path, config: dict[str, Any], tensors: dict[str, np.ndarray
         writer.add_max_alibi_bias(config["attn_config"]["alibi_bias_max"])
     if config.get("sliding_window"):
         writer.add_sliding_window(config["sliding_window"])
-    if "num_local_experts" in config:
-        writer.add_expert_count(config["num_local_experts"])
-        writer.add_expert_used_count(config["num_experts_per_tok"])
+    for field, entry in ENTRIES.items():
+        if config.get(field) is not None:
+            add_number = writer.add_uint32 if isinstance(config[field], int) else writer.add_float32
+            add_number(f"{architecture}.{entry}", config[field])
+    if architecture == "gpt-oss":
+        writer.add_expert_feed_forward_length(config["intermediate_size"])
     add_vocabulary(writer, config["vocab_size"])
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH[architecture.upper()], layers)
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture)
+    names = gguf.get_tensor_name_map(number, layers)
     for name, tensor in _rearranged(architecture, tensors, heads, kv_heads).items():
         found = names.get_name(name, try_suffixes=(".weight", ".bias"))
         found = found or names.get_name(name.removeprefix("transformer."), try_suffixes=(".weight", ".bias"))
+        found = found or (name if name.startswith("blk.") else None)
         assert found is not None, name
         kind = next((kind for part, kind in (kinds or {}).items() if part in found), "F32")
         number = gguf.GGMLQuantizationType[kind]
@@ -145,8 +177,8 @@ def _rearranged(architecture: str, tensors: dict[str, np.ndarray], heads: int, k
     """The tensors as converters to GGUF write them."""
     found: dict[str, np.ndarray] = {}
     experts: dict[str, list[np.ndarray]] = {}
-    for name, tensor in tensors.items():
-        if architecture == "llama" and ".self_attn." in name and ("q_proj" in name or "k_proj" in name):
+    for name, tensor in sorted(tensors.items(), key=lambda item: [int(x) if x.isdigit() else 0 for x in item[0].split(".")]):
+        if architecture in PERMUTED and ".self_attn." in name and ("q_proj" in name or "k_proj" in name):
             count = heads if "q_proj" in name else kv_heads
             tensor = tensor.reshape(count, 2, -1, *tensor.shape[1:]).swapaxes(1, 2).reshape(tensor.shape)
         if architecture == "gpt2" and tensor.ndim == 2 and ".h." in name:
@@ -154,13 +186,39 @@ def _rearranged(architecture: str, tensors: dict[str, np.ndarray], heads: int, k
         if architecture.startswith("gemma") and name.endswith("norm.weight"):
             tensor = tensor + np.float32(1)
         if "query_key_value" in name:
-            tensor = tensor.reshape(heads, 3, -1, *tensor.shape[1:]).swapaxes(0, 1).reshape(tensor.shape)
+            parts = tensor.reshape(kv_heads, heads // kv_heads + 2, -1, *tensor.shape[1:])
+            tensor = np.concatenate([x.reshape(-1, *tensor.shape[1:]) for x in (parts[:, :-2], parts[:, -2], parts[:, -1])])
+        if ".input_linear." in name or "experts.gate_up_proj" in name:
+            found.update(_gate_and_up(name, tensor))
+            continue
+        if architecture == "gpt-oss" and name.endswith("experts.down_proj"):
+            name, tensor = f"blk.{name.split('.')[2]}.ffn_down_exps.weight", tensor.swapaxes(1, 2)
+        if name.endswith("experts.down_proj_bias"):
+            name = f"blk.{name.split('.')[2]}.ffn_down_exps.bias"
+        name = f"{name}.weight" if name.endswith("sinks") else name
+        tensor = tensor[0] if "shared_expert_gate" in name else tensor
+        before, middle, after = name.partition(".norms.")
+        if middle:  # a norm of each head
+            experts.setdefault(f"{before}.weight", []).append(tensor)
+            continue
         before, middle, after = name.partition(".experts.")
         if middle:
             experts.setdefault(f"{before}.experts.{after.partition('.')[2]}", []).append(tensor)
         else:
             found[name] = tensor
     return {**found, **{name: np.stack(parts) for name, parts in experts.items()}}
+
+
+def _gate_and_up(name: str, tensor: np.ndarray) -> dict[str, np.ndarray]:
+    """The two halves of what the original joins: one after the other, or, in GPT-OSS, alternating and transposed."""
+    half, kind = tensor.shape[-2] // 2, "shexp" if "shared" in name else "exps"
+    if "gate_up_proj" in name:
+        tensor = tensor if name.endswith("bias") else tensor.swapaxes(1, 2)
+        parts = (tensor[:, ::2], tensor[:, 1::2])
+    else:
+        parts = (tensor[..., :half, :], tensor[..., half:, :])
+    ending = "bias" if name.endswith("bias") else "weight"
+    return {f"blk.{name.split('.')[2]}.ffn_{x}_{kind}.{ending}": part for x, part in zip(("gate", "up"), parts, strict=True)}
 
 
 def _llama3_factors(rope: dict[str, Any], size: int) -> np.ndarray:

@@ -41,6 +41,11 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_bigcode": ("gpt_bigcode", {}),
     "starcoder2": ("starcoder2", {}),
     "bloom": ("bloom", {}),
+    "smollm3": ("smollm3", {"no_rope_layers": [1, 1, 1]}),
+    **{name: (name, {}) for name in ("granite", "granitemoe", "granitemoeshared", "olmo", "olmo2", "cohere", "cohere-qk_norm")},
+    "cohere2": ("cohere2", {"layer_types": None, "sliding_window_pattern": 4}),
+    **{name: (name, {}) for name in ("stablelm", "stablelm-parallel", "falcon", "falcon-new", "falcon-new_one_norm")},
+    "gpt_oss": ("gpt_oss", {"swiglu_limit": 7.0}),
     "mpt": ("mpt", {"attn_config": {"alibi": True, "alibi_bias_max": 8, "clip_qkv": 0.5, "softmax_scale": None}}),
     "gpt_neox": ("gpt_neox", {}),
     "gpt_neox-sequential": ("gpt_neox-sequential", {}),
@@ -71,6 +76,17 @@ def test_a_model_is_the_same_as_from_safetensors(case: str, tmp_path: Path) -> N
     wanted = facts(imported(write_folder(tmp_path / "folder", config, tensors), "int8"))
     found = facts(imported(write_gguf(tmp_path / "model.gguf", config, tensors), "int8"))
     assert found == wanted
+
+
+@pytest.mark.parametrize(("variant", "layer"), [("qwen2_moe", "0"), ("qwen3_moe", "1")])
+def test_models_all_of_whose_layers_have_experts(variant: str, layer: str, tmp_path: Path) -> None:
+    """The tiny models have other layers too, which these files cannot say: one layer is taken."""
+    changes = {"num_hidden_layers": 1, "mlp_only_layers": [], "decoder_sparse_step": 1, "layer_types": None}
+    config, tensors = fixture(variant, **changes, use_sliding_window=False, sliding_window=None)
+    one = {name.replace(f"layers.{layer}.", "layers.0."): x for name, x in tensors.items() if f"layers.{layer}." in name}
+    one |= {name: x for name, x in tensors.items() if "layers." not in name}
+    wanted = facts(imported(write_folder(tmp_path / "folder", config, one), "int8"))
+    assert facts(imported(write_gguf(tmp_path / "model.gguf", config, one), "int8")) == wanted
 
 
 def test_llama_3_scaling_comes_as_factors(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """The model that a GGUF file describes, in the words of the Hub's config.json, and the names of its tensors.
 
 GGUF's metadata say the same as config.json in other words. The files in `gguf/` are the list of its architectures, each
-called as `general.architecture` calls it: they translate to the fields that `arch/` reads. Tensors need less rearranging:
+called as `general.architecture` calls it (with _ for -): they translate to the fields that `arch/` reads. Tensors need less rearranging:
 matrices are stored [N, K] in all families, and a joined q, k, v is joined as ours is. Nothing is passed over in silence:
 an entry of the architecture's own that nobody asked for stops the import.
 """
@@ -91,7 +91,7 @@ class Family(Protocol):
 
 def supported() -> list[str]:
     """The architectures that we read, by GGUF's names."""
-    return sorted(module.name for module in pkgutil.iter_modules(gguf.__path__))
+    return sorted(module.name.replace("_", "-") for module in pkgutil.iter_modules(gguf.__path__))
 
 
 def read(metadata: Mapping[str, Any], shapes: Shapes, factors: Mapping[str, list[float]], allow: Collection[str] = ()) -> Description:
@@ -110,7 +110,7 @@ def read(metadata: Mapping[str, Any], shapes: Shapes, factors: Mapping[str, list
     if isinstance(tokens, list) and len(tokens) > embedding[0]:
         raise CorruptFile("the GGUF file", f"it has {len(tokens):,} tokens and embeddings for {embedding[0]:,}")
     entries = Entries(metadata, name, factors)
-    family = cast(Family, importlib.import_module(f"{gguf.__name__}.{name}"))
+    family = cast(Family, importlib.import_module(f"{gguf.__name__}.{name.replace('-', '_')}"))
     found = family.describe(entries, shapes, factors[ROPE_FACTORS])
     for entry, value in (("attention.causal", True), ("pooling_type", 0)):
         if entries.get(entry, value) != value:

@@ -21,7 +21,7 @@ TRANSFORMS: dict[str, str] = {
     "transpose": "the one tensor [K, N] becomes [N, K]",
     "concat": "the tensors' rows (or a bias's elements) one after the other, in the order of `names`",
     "split_qkv": "the one tensor's rows, interleaved as [kv heads][its q heads, k, v][D], become q | k | v; the same for a bias",
-    "flatten": "the one tensor's numbers as a vector",
+    "reshape": "the one tensor's numbers, a few, in another shape",
     "stack": "names[e] [N, K] become [E, N, K] (or biases [N] become [E, N])",
     "transpose_each": "the one tensor [E, K, N] becomes [E, N, K]",
     "transpose_alternating": "the same, and each expert's rows 0, 2, ... come before its rows 1, 3, ...",
@@ -61,8 +61,8 @@ def split_qkv(name: str) -> Source:
     return Source("split_qkv", (name,))
 
 
-def flatten(name: str) -> Source:
-    return Source("flatten", (name,))
+def reshape(name: str) -> Source:
+    return Source("reshape", (name,))
 
 
 def concat(*names: str) -> Source:

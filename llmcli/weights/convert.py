@@ -93,8 +93,8 @@ def _misshaped(weight: Weight, source: Source, tensors: list[Tensor]) -> list[st
             return _unlike(tensors, shape)
         case "transpose":
             return _unlike(tensors, shape[::-1])
-        case "flatten":
-            return [f"{shown(t.name)} has {prod(t.shape):,} numbers, not {shape[0]:,}" for t in tensors if prod(t.shape) != shape[0]]
+        case "reshape":
+            return [f"{shown(t.name)} has {prod(t.shape):,} numbers, not {prod(shape):,}" for t in tensors if prod(t.shape) != prod(shape)]
         case "stack":
             return _unlike(tensors, shape[1:])
         case "transpose_each" | "transpose_alternating":
@@ -170,8 +170,9 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
             heads = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
             order = np.concatenate([part.ravel() for part in (heads[:, :group], heads[:, group], heads[:, group + 1])])
             return [_Rearranged(reader, names[0], order)]
-        case "flatten":
-            return [_whole(reader, names[0])]
+        case "reshape":
+            few, wide = _whole(reader, names[0]), _width(weight.shape)
+            return [Rows(_height(weight.shape), wide, lambda a, b: few.read(0, few.rows).reshape(-1, wide)[a:b], False)]
         case "transpose_each" | "transpose_alternating":
             halves = source.transform == "transpose_alternating"
             return [_transposed(reader, names[0], e, halves) for e in range(weight.shape[0])]

@@ -70,7 +70,8 @@ SLOT = 4
 EXPERTS_GROUP = _record("EXPERTS_GROUP", "header ids ids_stride count chosen counts slots used places height")
 """counts: scratch, i32 [count]; height: M."""
 EXPERTS_PLACE = _record("EXPERTS_PLACE", "header x x_stride columns chosen places out out_stride codes scales sums height")
-"""x [T, columns] -> rows: where height is 0 f32 at out, else codes, scales and sums as QUANTIZE has them, height = M. One chunk = one row."""
+"""x [T, columns] -> rows: where height is 0 f32 at out, else codes, scales and sums as QUANTIZE
+has them, height = M. One chunk = one row."""
 EXPERTS_LINEAR = _record("EXPERTS_LINEAR", " ".join((*LINEAR._fields, "slots", "used", "slot_chunks", "matrix_bytes", "bias_bytes")))
 """LINEAR on rows, each group with its own of the matrices, which are matrix_bytes apart, and of the biases, bias_bytes
 apart. chunk = slot * slot_chunks + piece of the matrix."""

@@ -4,15 +4,15 @@ from dataclasses import replace
 
 from llmcli.models.arch import llama
 from llmcli.models.config import Config
-from llmcli.models.names import flatten
+from llmcli.models.names import reshape
 from llmcli.models.spec import Norm, Spec
 
 TYPES = {"cohere": "CohereForCausalLM"}
 PREFIX, IGNORED = llama.PREFIX, llama.IGNORED
 NAMES = {
     **llama.NAMES,
-    "layers.{i}.query_norm": flatten("model.layers.{i}.self_attn.q_norm.weight"),
-    "layers.{i}.key_norm": flatten("model.layers.{i}.self_attn.k_norm.weight"),
+    "layers.{i}.query_norm": reshape("model.layers.{i}.self_attn.q_norm.weight"),
+    "layers.{i}.key_norm": reshape("model.layers.{i}.self_attn.k_norm.weight"),
 }
 
 

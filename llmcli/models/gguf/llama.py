@@ -33,9 +33,13 @@ def describe(entries: Entries, shapes: Shapes, rope_factors: list[float]) -> Des
         config = fields(entries, (mistral if window else llama).TYPES, rope_factors)
         config |= {"attention_bias": "blk.0.attn_q.bias" in shapes, "mlp_bias": "blk.0.ffn_up.bias" in shapes}
         config["sliding_window"] = window or None
+    return Description(config, NAMES, interleaved(config))
+
+
+def interleaved(config: Mapping[str, Any]) -> dict[str, int]:
+    """The tensors whose rows have the halves of each head interleaved, with their heads."""
     heads = {"attn_q": config["num_attention_heads"], "attn_k": config["num_key_value_heads"]}
-    interleaved = {f".{name}.{part}": count for name, count in heads.items() for part in ("weight", "bias")}
-    return Description(config, NAMES, interleaved)
+    return {f".{name}.{part}": count for name, count in heads.items() for part in ("weight", "bias")}
 
 
 def fields(entries: Entries, types: Mapping[str, str], rope_factors: list[float]) -> dict[str, Any]:
