@@ -86,7 +86,7 @@ def import_gguf(
         files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
         about = {"name": name, "source": origin or str(file.resolve())}
         ignored = names.ignored(spec, found)
-        _write(path, about, quant, spec, plan, names.sources(spec, plan, found), checkpoint, files, ignored, progress)
+        _write(path, about, quant, spec, plan, names.sources(spec, plan, found, checkpoint.tensors), checkpoint, files, ignored, progress)
     return path
 
 

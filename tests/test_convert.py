@@ -25,6 +25,21 @@ Q, K, V = (RNG.standard_normal((6, 5)).astype(np.float32) for _ in range(3))
 EXPERTS = RNG.standard_normal((3, 4, 5)).astype(np.float32)
 UPS = RNG.standard_normal((3, 2, 5)).astype(np.float32)
 HEADS = 3
+BLOCKS = RNG.integers(0, 256, (3, 4, 2, 16), np.uint8)
+SCALES = RNG.integers(100, 140, (3, 4, 2), np.uint8)
+
+
+def four_bits(blocks: np.ndarray, scales: np.ndarray) -> np.ndarray:
+    """What they mean, number by number: a sign, two bits of exponent, one of mantissa; subnormal where the exponent is 0."""
+    out = np.empty((*scales.shape[:2], 64), np.float32)
+    for at in np.ndindex(out.shape):
+        group, place = at[2] // 32, at[2] % 32
+        code = int(blocks[at[0], at[1], group, place // 2]) >> 4 * (place % 2) & 15
+        exponent, mantissa = code >> 1 & 3, code & 1
+        size = (1 + mantissa / 2) * 2 ** (exponent - 1) if exponent else mantissa / 2
+        out[at] = (-size if code >> 3 else size) * 2.0 ** (int(scales[at[0], at[1], group]) - 127)
+    return out
+
 
 CASES: dict[str, tuple[Weight, Source, dict[str, Any], Any]] = {
     "copy": (Weight("w", (6, 5), "matrix"), Source("copy", ("q",)), {"q": Q}, [Q]),
@@ -61,6 +76,23 @@ CASES: dict[str, tuple[Weight, Source, dict[str, Any], Any]] = {
         Source("stack", ("e0", "e1", "e2")),
         {f"e{i}": EXPERTS[i] for i in range(3)},
         EXPERTS,
+    ),
+    "reshape": (Weight("w", (30,), "vector"), Source("reshape", ("q",)), {"q": Q}, [Q.reshape(30, 1)]),
+    "reshape to a row": (Weight("w", (1, 6), "router"), Source("reshape", ("q",)), {"q": Q[:, 0].copy()}, [Q[:, :1].T]),
+    "transpose_each": (Weight("w", (3, 4, 5), "experts"), Source("transpose_each", ("e",)), {"e": EXPERTS.swapaxes(1, 2).copy()}, EXPERTS),
+    "transpose_alternating": (
+        Weight("w", (3, 4, 5), "experts"),
+        Source("transpose_alternating", ("e",)),
+        {"e": EXPERTS[:, [0, 2, 1, 3]].swapaxes(1, 2).copy()},
+        EXPERTS,
+    ),
+    "alternating": (Weight("w", (6, 4), "vector"), Source("alternating", ("q",)), {"q": Q[:, :4].copy()}, [Q[:, [0, 2, 1, 3]]]),
+    "mxfp4": (Weight("w", (3, 4, 64), "experts"), Source("mxfp4", ("b", "s")), {"b": BLOCKS, "s": SCALES}, four_bits(BLOCKS, SCALES)),
+    "mxfp4_alternating": (
+        Weight("w", (3, 4, 64), "experts"),
+        Source("mxfp4_alternating", ("b", "s")),
+        {"b": BLOCKS, "s": SCALES},
+        four_bits(BLOCKS, SCALES)[:, [0, 2, 1, 3]],
     ),
     "stack_concat": (
         Weight("w", (3, 6, 5), "experts"),

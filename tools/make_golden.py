@@ -11,6 +11,7 @@ enough for a wrong mask or rotation to show, yet not so sharp that rounding does
 
 from __future__ import annotations
 
+import json
 import sys
 import zlib
 from pathlib import Path
@@ -19,6 +20,8 @@ from typing import Any
 import numpy as np
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
+from transformers.integrations import mxfp4
 
 from llmcli.models import architectures
 
@@ -60,14 +63,32 @@ def enliven(model: torch.nn.Module, generator: torch.Generator) -> None:
             parameter.copy_(gain * noise * parameter.shape[-1] ** -0.5)
 
 
+@torch.no_grad()
+def in_four_bits(model: torch.nn.Module) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Rounds the experts' matrices [E, K, N] to MXFP4, as the original reads it. Returns their blocks [E, N, K / 32, 16] and scales."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            groups = parameter.transpose(1, 2).unflatten(-1, (-1, 32))
+            powers = torch.floor(torch.log2(groups.abs().amax(-1))) - 2
+            values = torch.tensor(mxfp4.FP4_VALUES)
+            codes = (groups[..., None] / 2 ** powers[..., None, None] - values).abs().argmin(-1).to(torch.uint8)
+            blocks, scales = codes[..., ::2] | codes[..., 1::2] << 4, (powers + 127).to(torch.uint8)
+            parameter.copy_(mxfp4.convert_moe_packed_tensors(blocks, scales, dtype=torch.float32))
+            found[name] = blocks.contiguous(), scales.contiguous()
+    return found
+
+
 def make(variant: str, config: dict[str, Any]) -> None:
     generator = torch.Generator().manual_seed(zlib.crc32(variant.encode()))
     dtype = getattr(torch, config.get("torch_dtype", "float32"))
-    settings = {name: value for name, value in config.items() if value is not None or name == "sliding_window"}
+    packed = config.get("quantization_config")
+    settings = {n: value for n, value in config.items() if (value is not None or n == "sliding_window") and n != "quantization_config"}
     described = transformers.AutoConfig.for_model(**{**settings, "torch_dtype": "float32"})
     attention = ATTENTION.get(variant, "eager")
     model = transformers.AutoModelForCausalLM.from_config(described, attn_implementation=attention).eval()
     enliven(model, generator)
+    blocks = in_four_bits(model) if packed else {}
     place = PLACE / variant
     place.mkdir(parents=True, exist_ok=True)
     for old in place.iterdir():
@@ -76,6 +97,13 @@ def make(variant: str, config: dict[str, Any]) -> None:
     (place / "generation_config.json").unlink(missing_ok=True)
     # Read back rather than widened: `to(dtype)` rounds the rotary frequencies too, which no file holds.
     model = transformers.AutoModelForCausalLM.from_pretrained(place, dtype=torch.float32, attn_implementation=attention).eval()
+    if packed:
+        tensors = {name: tensor for name, tensor in load_file(place / "model.safetensors").items() if name not in blocks}
+        for name, (codes, powers) in blocks.items():
+            tensors |= {f"{name}_blocks": codes, f"{name}_scales": powers}
+        save_file(tensors, place / "model.safetensors")
+        written = json.loads((place / "config.json").read_text())
+        (place / "config.json").write_text(json.dumps({**written, "quantization_config": packed}, indent=2) + "\n")
     length = LENGTHS.get(variant) or max(TOKENS, getattr(described, "max_position_embeddings", TOKENS))
     ids = torch.randint(0, described.vocab_size, (1, length), generator=generator)
     with torch.no_grad():

@@ -166,6 +166,10 @@ class Config:
             raise self._wrong(names, value, f"a list of whole numbers below {below:,}")
         return frozenset(value)
 
+    def skip(self, *names: str) -> None:
+        """Fields whose meaning shows elsewhere."""
+        self._read.update(names)
+
     def expect(self, name: str, value: Any) -> None:
         """Raises UnsupportedModel where the field is present with another value: we run only this one."""
         found = self._value((name,), value)
@@ -190,7 +194,7 @@ class Config:
 
     def finish(self, allow: Collection[str] = ()) -> None:
         """Raises UnsupportedModel naming the unread fields, but for those in `allow`."""
-        if self.has("quantization_config") and "quantization_config" not in allow:
+        if self.has("quantization_config") and "quantization_config" not in {*allow, *self._read}:
             why = "the weights are already quantized, in a way that llm does not read"
             raise UnsupportedModel("config.json has quantization_config", why, "Use the original model")
         names = [name for name in self.unread() if name not in allow]

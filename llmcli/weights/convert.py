@@ -17,7 +17,7 @@ from llmcli.errors import CorruptFile, InternalError, NumericalError, Unsupporte
 from llmcli.formats.format import Bytes, Floats
 from llmcli.plan import Weight
 from llmcli.weights import encodings
-from llmcli.weights.alternating import Rows, mxfp4
+from llmcli.weights.alternating import Whole, mxfp4
 from llmcli.weights.encodings import FLOATS, Encoding
 from llmcli.weights.safetensors import Tensor, shown
 
@@ -170,19 +170,14 @@ def matrices(weight: Weight, source: Source, reader: Reader) -> list[Matrix]:
             heads = np.arange(weight.shape[0]).reshape(source.kv_heads, group + 2, -1)
             order = np.concatenate([part.ravel() for part in (heads[:, :group], heads[:, group], heads[:, group + 1])])
             return [_Rearranged(reader, names[0], order)]
-        case "reshape":
-            few, wide = _whole(reader, names[0]), _width(weight.shape)
-            return [Rows(_height(weight.shape), wide, lambda a, b: few.read(0, few.rows).reshape(-1, wide)[a:b], False)]
+        case "reshape" | "alternating":
+            few, width, alternating = _whole(reader, names[0]), _width(weight.shape), source.transform == "alternating"
+            values = Whole(_height(weight.shape), width, lambda: _columns(few.read(0, few.rows).reshape(-1, width), alternating))
+            return [values]
         case "transpose_each" | "transpose_alternating":
-            halves = source.transform == "transpose_alternating"
-            return [_transposed(reader, names[0], e, halves) for e in range(weight.shape[0])]
-        case "alternating":
-            stored = _whole(reader, names[0])
-            columns = np.arange(stored.columns).reshape(-1, 2).T.ravel()
-            return [Rows(stored.rows, stored.columns, lambda start, stop: stored.read(start, stop)[:, columns], False)]
+            return [_transposed(reader, names[0], e, source.transform == "transpose_alternating") for e in range(weight.shape[0])]
         case "mxfp4" | "mxfp4_alternating":
-            halves = source.transform == "mxfp4_alternating"
-            return [_mxfp4(reader, names, e, weight.shape[1:], halves) for e in range(weight.shape[0])]
+            return [_mxfp4(reader, names, e, weight.shape[1:], source.transform == "mxfp4_alternating") for e in range(weight.shape[0])]
         case "concat":
             return [_Joined([_whole(reader, name) for name in names])]
         case "stack":
@@ -240,37 +235,30 @@ def _whole(reader: Reader, name: str) -> _Stored:
     return _Stored(reader, name, 0, _height(reader.tensors[name].shape))
 
 
-def _transposed(reader: Reader, name: str, expert: int, alternating: bool) -> Rows:
-    """One of the matrices of a tensor [E, K, N], as [N, K]. It is read for its first rows and dropped after its last."""
-    tensor = reader.tensors[name]
-    columns, rows = tensor.shape[1:]
-    kept: list[Floats] = []
-
-    def decode(start: int, stop: int) -> Floats:
-        if not kept:
-            kept.append(_Stored(reader, name, expert * columns, columns).read(0, columns))
-        values = np.ascontiguousarray(kept[0][:, start:stop].T)
-        if stop == rows:
-            kept.clear()
-        return values
-
-    return Rows(rows, columns, decode, alternating)
+def _columns(values: Floats, alternating: bool) -> Floats:
+    """The values; alternating: columns 0, 2, ... before 1, 3, ..."""
+    return np.concatenate([values[:, ::2], values[:, 1::2]], axis=1) if alternating else values
 
 
-def _mxfp4(reader: Reader, names: tuple[str, ...], expert: int, shape: tuple[int, ...], alternating: bool) -> Rows:
+def _transposed(reader: Reader, name: str, expert: int, alternating: bool) -> Whole:
+    """One of the matrices of a tensor [E, K, N], as [N, K]."""
+    columns, rows = reader.tensors[name].shape[1:]
+    stored = _Stored(reader, name, expert * columns, columns)
+    return Whole(rows, columns, lambda: stored.read(0, columns).T, alternating)
+
+
+def _mxfp4(reader: Reader, names: tuple[str, ...], expert: int, shape: tuple[int, ...], alternating: bool) -> Whole:
     """One expert's matrix of 4-bit floats."""
-    blocks, scales = (reader.tensors[name] for name in names)
     rows, columns = shape
 
-    def decode(start: int, stop: int) -> Floats:
-        count, first = stop - start, expert * rows + start
-        codes = reader.read(blocks.name, first * columns // 2, count * columns // 2)
-        powers = reader.read(scales.name, first * columns // 32, count * columns // 32)
-        values = mxfp4(codes, powers, columns)
-        _check_finite(values, 0, Tensor(scales.name, "MXFP4", values.shape, 0, values.nbytes))
+    def load() -> Floats:
+        sizes = rows * columns // 2, rows * columns // 32
+        blocks, scales = (reader.read(name, expert * size, size) for name, size in zip(names, sizes, strict=True))
+        values = mxfp4(blocks, scales, columns)
+        _check_finite(values, expert * values.size, Tensor(names[1], "MXFP4", (expert + 1, rows, columns), 0, 0))
         return values
 
-    return Rows(rows, columns, decode, alternating)
+    return Whole(rows, columns, load, alternating)
 
 
 class _PlusOne:

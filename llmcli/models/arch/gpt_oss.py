@@ -45,7 +45,8 @@ def spec(cfg: Config) -> Spec:
     cfg.expect("swiglu_alpha", 1.702)
     stored = cfg.section("quantization_config")
     stored.word("quant_method", choices={"mxfp4": "", "none": ""}, default="none")
-    cfg.number("initial_context_length", low=1, high=limits.CONTEXT, default=4096)  # what rope_scaling says again
+    stored.skip("modules_to_not_convert")  # which tensors are packed shows in their names
+    cfg.skip("initial_context_length")  # rope_scaling says it again
     plain = llama.with_attention(llama.spec(cfg), sinks=True)
     count = cfg.count("num_local_experts", "num_experts", most=limits.EXPERTS, default=128)
     size = cfg.count("intermediate_size", most=limits.WIDTH)
@@ -87,4 +88,5 @@ _TINY: dict[str, Any] = {
     "attention_bias": True,
     "torch_dtype": "bfloat16",
 }
-TINY = {"gpt_oss": {**_TINY, "rope_scaling": {**_TINY["rope_scaling"], "truncate": False}}}
+_PLAIN = {**_TINY, "rope_scaling": {**_TINY["rope_scaling"], "truncate": False}}
+TINY = {"gpt_oss": _PLAIN, "gpt_oss-mxfp4": {**_PLAIN, "num_hidden_layers": 2, "quantization_config": {"quant_method": "mxfp4"}}}

@@ -15,7 +15,7 @@ def spec(cfg: Config) -> Spec:
     cfg.defaults(num_attention_heads=32, num_key_value_heads=4, moe_intermediate_size=768, intermediate_size=6144)
     window = cfg.count("sliding_window", most=limits.CONTEXT, default=0)
     window = window if cfg.flag("use_sliding_window", default=False) else 0
-    cfg.count("max_window_layers", least=0, most=limits.LAYERS, default=0)  # the original does not look at it
+    cfg.skip("max_window_layers")  # the original does not look at it
     plain = llama.with_attention(llama.spec(cfg), qk_norm="head", window=window)
     return qwen2_moe.with_experts(cfg, plain, qwen2_moe.experts(cfg, 128))
 
