@@ -97,6 +97,16 @@ def each(part: str = "", **fields: Callable[[Any], Any]) -> Callable[[Spec], Spe
     return change
 
 
+def weighed_otherwise(spec: Spec) -> Spec:
+    """Experts' weights that sum to 1 do not, and the other way round."""
+    layers = []
+    for layer in spec.layers:
+        e = layer.experts
+        summed = e and (e.normalise or e.softmax == "after")
+        layers.append(replace(layer, experts=e and replace(e, softmax="before", normalise=not summed)))
+    return replace(spec, layers=tuple(layers))
+
+
 MISTAKES: dict[str, Callable[[Spec], Spec]] = {
     "scale": each("attention", scale=lambda x: 1.1 * x),
     "no window": each("attention", window=lambda x: 0),
@@ -110,6 +120,13 @@ MISTAKES: dict[str, Callable[[Spec], Spec]] = {
     "another base": each("rope", base=lambda x: 2 * x),
     "no rotary scaling": each("rope", scaling=lambda x: ""),
     "the other gelu": each("mlp", activation=lambda x: {"gelu": "gelu_tanh", "gelu_tanh": "gelu"}.get(x, x)),
+    "an expert more": each("experts", chosen=lambda x: x + 1),
+    "experts weighed otherwise": weighed_otherwise,
+    "another activation of experts": each("experts", activation=lambda x: "gelu"),
+    "no limit of gates": each("experts", limit=lambda x: 0.0),
+    "ups as they are": each("experts", shift=lambda x: 0.0),
+    "the residual as it is": lambda spec: replace(spec, residual_scale=1.0),
+    "logits as they are": lambda spec: replace(spec, logit_scale=1.0),
     "embeddings as they are": lambda spec: replace(spec, embedding_scale=1.0),
     "no cap of logits": lambda spec: replace(spec, logit_softcap=0.0),
     "the layers' order": lambda spec: replace(spec, layers=spec.layers[::-1]),

@@ -133,6 +133,16 @@ def test_transforms(case: str, reader: Any, monkeypatch: pytest.MonkeyPatch) -> 
         assert all(np.array_equal(a, b) and a.dtype == np.float32 for a, b in zip(found, wanted, strict=True))
 
 
+def test_a_scale_that_is_not_a_number_is_refused(reader: Any) -> None:
+    scales = SCALES.copy()
+    scales[1, 2, 0] = 255
+    weight, source = Weight("w", (3, 4, 64), "experts"), Source("mxfp4", ("b", "s"))
+    matrices = convert.matrices(weight, source, reader(b=BLOCKS, s=scales))
+    matrices[0].read(0, 4)
+    with pytest.raises(NumericalError, match=r'tensor "s": it holds nan at \[1, 2, 0\]'):
+        matrices[1].read(0, 4)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_tensors_are_read_once_and_rows_in_chunks(case: str, reader: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, source, tensors, _ = CASES[case]

@@ -172,13 +172,17 @@ def test_a_plan_as_text() -> None:
 
 def test_every_option_of_a_spec_makes_a_plan() -> None:
     attention = Attention(2, 2, 4, 0.5, bias=True, out_bias=True, qk_norm="each", softcap=30.0, alibi=(0.5, 0.25), sinks=True, clip=6.0)
-    experts = Experts(count=4, chosen=2, size=5, softmax="after", bias=True, router_bias=True)
+    experts = Experts(
+        count=4, chosen=2, size=5, softmax="after", bias=True, router_bias=True, limit=7.0, shift=1.0, shared=6, shared_gate=True
+    )
     layers = (
         Layer(attention, experts=experts, residual="parallel", shared_norm=True),
         Layer(replace(attention, qk_norm="full"), Mlp(7, "relu2", gated=False, bias=True), residual="parallel", post_norms=True),
+        Layer(attention, Mlp(7), pre_norms=False, post_norms=True),
     )
     spec = Spec(11, 8, 32, Norm("layer", bias=True), layers, tied=True, head_bias=True, positions=34, position_offset=2)
     spec = replace(spec, embedding_scale=2.0, logit_scale=0.5, logit_softcap=30.0, final_norm=False, embedding_norm=True)
+    spec = replace(spec, residual_scale=0.5)
     assert Spec.from_json(spec.to_json()) == spec
     plan = decoder.plan(spec, 32)
     kinds = [op.kind for op in plan.ops]
@@ -190,7 +194,12 @@ def test_every_option_of_a_spec_makes_a_plan() -> None:
     assert "layers.0.mlp_norm" not in plan.weights and "layers.1.mlp_norm" in plan.weights
     assert "embedding_norm_bias" in plan.weights
     assert "layers.0.mlp_post_norm" not in plan.weights and {"layers.1.attention_post_norm", "layers.1.mlp_post_norm"} <= set(plan.weights)
-    assert plan.weights["layers.0.router"].kind == "router"
+    assert "layers.2.mlp_norm" not in plan.weights and "layers.2.mlp_post_norm" in plan.weights
+    assert plan.weights["layers.0.router"].kind == plan.weights["layers.0.shared_gate"].kind == "router"
+    assert plan.weights["layers.0.shared.gate_up"].shape == (12, 8)
+    assert kinds.count("scale") == 1 + 2 * 3 + 1 and kinds.count("scale_rows") == 1
+    bare = decoder.plan(replace(spec, norm=Norm("layer", weight=False), layers=(replace(spec.layers[0], experts=None, mlp=Mlp(7)),)), 32)
+    assert not [name for name in bare.weights if name.endswith(("attention_norm", "embedding_norm", "final_norm"))]
     assert plan.weights["layers.0.experts_up"].shape == (4, 10, 8) and plan.weights["layers.0.experts_up_bias"].shape == (4, 10)
     assert plan.weights["layers.0.query_norm"].shape == plan.weights["layers.1.key_norm"].shape == (8,)
     assert [b.rows for b in plan.buffers if b.name in ("x", "logits")] == ["tokens", "outputs"]

@@ -10,9 +10,8 @@ import pytest
 from llmcli.backends.backend import Batch
 from llmcli.backends.reference import run
 from llmcli.backends.reference.attention import attention, cache_write
-from llmcli.backends.reference.elementwise import KINDS, activation, add, clip, multiply, scale, softcap
+from llmcli.backends.reference.elementwise import KINDS, activation, add, clip, multiply, scale, scale_rows, softcap
 from llmcli.backends.reference.embed import embed, position_add
-from llmcli.backends.reference.experts import experts, route
 from llmcli.backends.reference.linear import Matrix, int8, linear, unpack
 from llmcli.backends.reference.norm import norm
 from llmcli.backends.reference.rope import rope
@@ -80,6 +79,13 @@ def test_norm(kind: str, heads: int, shared: bool) -> None:
                 j = i if shared else h * width + i
                 wanted = (part[i] - mean) / size * weight[j] + (bias[j] if bias is not None else 0)
                 close(found[t, h * width + i], wanted, 1e-5)
+
+
+def test_a_norm_without_weights_is_one_with_ones() -> None:
+    x = random(3, 21)
+    for kind in ("rms", "layer"):
+        found, wanted = (norm(x, weight, kind=kind, eps=0.1, heads=3) for weight in (None, np.ones(7, np.float32)))
+        np.testing.assert_array_equal(found, wanted)
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, 3e19])
@@ -283,57 +289,13 @@ def test_elementwise() -> None:
     a, b = random(2, 5), random(2, 5, seed=1)
     close(multiply(a, b), [[float(x) * float(y) for x, y in zip(r, s, strict=True)] for r, s in zip(a, b, strict=True)])
     close(add(a, b), [[float(x) + float(y) for x, y in zip(r, s, strict=True)] for r, s in zip(a, b, strict=True)])
+    close(scale_rows(a, b[:, :1]), [[float(x) * float(s[0]) for x in r] for r, s in zip(a, b, strict=True)])
     close(scale(a, factor=0.3), [[0.3 * float(x) for x in r] for r in a])
     close(softcap(100 * a, cap=30.0), [[30 * math.tanh(100 * float(x) / 30) for x in r] for r in a])
     close(clip(a, limit=0.5), [[max(-0.5, min(0.5, float(x))) for x in r] for r in a])
     assert all(
         out.dtype == np.float32 for out in (clip(a, limit=0.5), multiply(a, b), add(a, b), scale(a, factor=0.3), softcap(a, cap=3.0))
     )
-
-
-@pytest.mark.parametrize("softmax", ["before", "after"])
-@pytest.mark.parametrize("normalise", [True, False])
-def test_route(softmax: str, normalise: bool) -> None:
-    logits = np.array([[0.0, 2.0, -1.0, 2.0, 1.0], [5.0, 4.0, 3.0, 2.0, 1.0]], np.float32)
-    ids, weights = route(logits, count=5, chosen=3, softmax=softmax, normalise=normalise, scale=2.0)
-    assert ids.dtype == np.int32 and ids.tolist() == [[1, 3, 4], [0, 1, 2]]
-    for row, chosen, found in zip(logits, ids, weights, strict=True):
-        over = row if softmax == "before" else row[chosen]
-        shares = [math.exp(row[e]) / sum(math.exp(x) for x in over) for e in chosen]
-        if normalise:
-            shares = [x / sum(shares) for x in shares]
-        close(found, [2 * x for x in shares])
-
-
-@pytest.mark.parametrize("gated", [True, False])
-@pytest.mark.parametrize("biases", [True, False])
-def test_experts(gated: bool, biases: bool) -> None:
-    count, hidden, size = 4, 6, 5
-    inner = 2 * size if gated else size
-    x, up, down = random(3, hidden), random(count, inner, hidden, seed=1), random(count, hidden, size, seed=2)
-    up_bias, down_bias = (random(count, inner, seed=3), random(count, hidden, seed=4)) if biases else (None, None)
-    ids, weights = np.array([[2, 0], [3, 1], [1, 2]], np.int32), random(3, 2, seed=5)
-    found = experts(
-        x,
-        ids,
-        weights,
-        [Matrix(m) for m in up],
-        [Matrix(m) for m in down],
-        up_bias,
-        down_bias,
-        count=count,
-        chosen=2,
-        activation="silu",
-        gated=gated,
-        size=size,
-    )
-    wanted = np.zeros((3, hidden))
-    for t in range(3):
-        for e, weight in zip(ids[t], weights[t], strict=True):
-            h = up[e].astype(np.float64) @ x[t] + (up_bias[e] if up_bias is not None else 0)
-            act = [PLAIN["silu"](v) * (h[size + i] if gated else 1) for i, v in enumerate(h[:size])]
-            wanted[t] += weight * (down[e].astype(np.float64) @ act + (down_bias[e] if down_bias is not None else 0))
-    close(found, wanted, 1e-5)
 
 
 def test_select_rows() -> None:

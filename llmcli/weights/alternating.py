@@ -43,7 +43,8 @@ def mxfp4(blocks: Bytes, scales: Bytes, columns: int) -> Floats:
     """Rows of K columns: blocks u8 [n * K / 2], two codes a byte, the lower one first, and scales u8 [n * K / 32], powers of
     two with a bias of 127 -> f32 [n, K]. A scale of 255 means NaN."""
     codes = np.stack([blocks & 15, blocks >> 4], axis=-1).reshape(-1, 32)
-    powers = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
-    powers[scales == 255] = np.nan
-    values: Floats = MXFP4_VALUES[codes] * powers[:, None]
+    with np.errstate(over="ignore"):  # infinities are reported with their place and not as warnings
+        powers = np.ldexp(np.float32(1), scales.astype(np.int32) - 127)
+        powers[scales == 255] = np.nan
+        values: Floats = MXFP4_VALUES[codes] * powers[:, None]
     return values.reshape(-1, columns)

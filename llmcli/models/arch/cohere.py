@@ -24,6 +24,7 @@ def spec(cfg: Config) -> Spec:
 def parallel(cfg: Config) -> Spec:
     """What all of Cohere's models have in common."""
     cfg.defaults(tie_word_embeddings=True, logit_scale=0.0625, max_position_embeddings=8192)
+    cfg.skip("model_max_length")  # of the tokenizer
     plain = llama.spec(cfg)
     layers = [
         replace(x, residual="parallel", shared_norm=True, rope=replace(x.rope, interleaved=True) if x.rope else None) for x in plain.layers

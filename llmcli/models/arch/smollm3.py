@@ -14,6 +14,7 @@ NAMES, PREFIX, IGNORED = llama.NAMES, llama.PREFIX, llama.IGNORED
 def spec(cfg: Config) -> Spec:
     cfg.defaults(num_key_value_heads=4, rope_theta=2e6, max_position_embeddings=32768, tie_word_embeddings=True)
     cfg.defaults(no_rope_layer_interval=4)
+    cfg.skip("max_window_layers")  # the original does not look at it
     plain = llama.spec(cfg)
     count = len(plain.layers)
     every = cfg.count("no_rope_layer_interval", most=limits.LAYERS)
