@@ -20,7 +20,7 @@ from llmcli.errors import CorruptFile, TemplateError, UsageError
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
-from llmcli.plan import Plan
+from llmcli.plan import Op, Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
 from llmcli.weights.packed import FILE, Packed
@@ -185,8 +185,17 @@ def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: s
     rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
     once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
     cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
-    buffers = 4 * (2 * rows * MOST_TOKENS + 8 * once)
+    buffers = 4 * (2 * rows * MOST_TOKENS + 8 * once) + max((_experts(op) for op in plan.ops if op.kind == "experts"), default=0)
     return {"weights": weights, "cache": cache, "buffers": buffers, "tokenizer": TOKENIZER * tokenizer, "program": RUNTIME}
+
+
+def _experts(op: Op) -> int:
+    """Bytes that a layer's experts work in: what each choice of MOST_TOKENS tokens reads, computes and says, also in int8."""
+    count, chosen, size = (op.params[name] for name in ("count", "chosen", "size"))
+    assert isinstance(count, int) and isinstance(chosen, int) and isinstance(size, int)
+    inner, hidden = size * (2 if op.params["gated"] else 1), op.out[0].width
+    rows = MOST_TOKENS * chosen + 8 * min(count, MOST_TOKENS * chosen)
+    return rows * (4 * (hidden + inner) + 2 * max(hidden, inner))
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:

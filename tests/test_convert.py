@@ -133,6 +133,16 @@ def test_transforms(case: str, reader: Any, monkeypatch: pytest.MonkeyPatch) -> 
         assert all(np.array_equal(a, b) and a.dtype == np.float32 for a, b in zip(found, wanted, strict=True))
 
 
+@pytest.mark.parametrize(
+    ("columns", "blocks", "why"),
+    [(64, BLOCKS.astype(np.float32), "is F32, not U8"), (70, BLOCKS, "do not divide 70 columns"), (96, BLOCKS, r"not \[3, 4, 3, 16\]")],
+)
+def test_blocks_that_do_not_fit_are_refused(columns: int, blocks: np.ndarray, why: str, reader: Any) -> None:
+    checkpoint = reader(b=blocks, s=SCALES)
+    with pytest.raises(CorruptFile, match=why):
+        convert.check({"w": Weight("w", (3, 4, columns), "experts")}, {"w": Source("mxfp4", ("b", "s"))}, checkpoint.tensors)
+
+
 def test_a_scale_that_is_not_a_number_is_refused(reader: Any) -> None:
     scales = SCALES.copy()
     scales[1, 2, 0] = 255

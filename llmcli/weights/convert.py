@@ -104,6 +104,7 @@ def _misshaped(weight: Weight, source: Source, tensors: list[Tensor]) -> list[st
         case "mxfp4" | "mxfp4_alternating":
             (blocks, scales), groups = tensors, (*shape[:2], shape[2] // 32)
             odd = [f"{shown(t.name)} is {t.dtype}, not U8" for t in tensors if t.dtype != "U8"]
+            odd += [f"{shown(blocks.name)} has blocks of 32, which do not divide {shape[2]:,} columns"] if shape[2] % 32 else []
             return odd or _unlike([blocks], (*groups, 16)) or _unlike([scales], groups)
         case "concat":
             return _unlike_parts([tensors], shape)

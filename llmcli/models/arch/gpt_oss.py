@@ -3,7 +3,6 @@
 from dataclasses import replace
 from typing import Any
 
-from llmcli.errors import UnsupportedModel
 from llmcli.models import limits
 from llmcli.models.arch import llama
 from llmcli.models.config import Config
@@ -49,12 +48,11 @@ def spec(cfg: Config) -> Spec:
     cfg.skip("initial_context_length")  # rope_scaling says it again
     plain = llama.with_attention(llama.spec(cfg), sinks=True)
     count = cfg.count("num_local_experts", "num_experts", most=limits.EXPERTS, default=128)
-    size = cfg.count("intermediate_size", most=limits.WIDTH)
     limit = cfg.number("swiglu_limit", low=1e-6, high=1e9, default=7.0)
     experts = Experts(
         count=count,
         chosen=cfg.count("num_experts_per_tok", "experts_per_token", most=count, default=4),
-        size=size,
+        size=cfg.count("intermediate_size", most=limits.WIDTH),
         activation="quick_gelu",
         softmax="after",
         bias=True,
@@ -62,8 +60,6 @@ def spec(cfg: Config) -> Spec:
         limit=limit,
         shift=1.0,
     )
-    if any(width % 32 for width in (plain.hidden, size)) and cfg.has("quantization_config"):
-        raise UnsupportedModel("config.json", "4-bit weights come in blocks of 32, which do not divide the sizes")
     window = cfg.count("sliding_window", most=limits.CONTEXT, default=0)
     listed = cfg.words("layer_types", choices={"full_attention": 0, "sliding_attention": window}, count=len(plain.layers))
     windows = listed or [0 if i % 2 else window for i in range(len(plain.layers))]
