@@ -226,7 +226,7 @@ def test_a_damaged_scale_is_reported_with_its_place(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "why"),
     [
-        ("general.architecture", "rwkv", "gemma3, gpt2, gptneox, llama,"),
+        ("general.architecture", "rwkv", "gpt-oss, gpt2, gptneox, granite, granitemoe, llama,"),
         ("llama.surprise", 1, "llama.surprise"),
         ("split.count", 3, "one part"),
         ("llama.rope.scaling.type", "spiral", "spiral"),
