@@ -91,7 +91,7 @@ _TINY = {
     "eos_token_id": 2,
 }
 TINY = {
-    "falcon": {**_TINY, "torch_dtype": "bfloat16"},
+    "falcon": {**_TINY, "hidden_size": 36, "num_attention_heads": 3, "torch_dtype": "bfloat16"},
     "falcon-new": {**_TINY, "new_decoder_architecture": True, "num_kv_heads": 2},
     "falcon-new_one_norm": {**_TINY, "new_decoder_architecture": True, "num_kv_heads": 2, "num_ln_in_parallel_attn": 1},
     "falcon-alibi": {**_TINY, "alibi": True, "multi_query": False, "parallel_attn": False, "bias": True, "tie_word_embeddings": False},
