@@ -60,7 +60,11 @@ class Costs:
                 table = self.weights[str(op.weights[0])]
                 return Cost(len(table.data) / table.shape[0] * step.tokens)
             case "experts":
-                return self._experts(op, step)
+                return self._experts(op, step, op.weights[:2])
+            case "experts_up":
+                return self._experts(op, step, op.weights[:1])
+            case "experts_down":
+                return self._experts(op, step, op.weights[1:2])
             case "attention":
                 return self._attention(op, step)
             case "cache_write":
@@ -72,12 +76,12 @@ class Costs:
         rows = step.outputs if self.plan.buffers[op.out[0].buffer].rows == "outputs" else step.tokens
         return self._products(matrix, 2 * matrix.shape[0] * matrix.shape[1] * rows, len(matrix.data) if rows else 0)
 
-    def _experts(self, op: Op, step: Step) -> Cost:
+    def _experts(self, op: Op, step: Step, matrices: tuple[str | None, ...]) -> Cost:
         """Bytes: of the experts that so many tokens choose if each choice is equally likely."""
         count, chosen = _whole(op, "count"), _whole(op, "chosen")
         met = 1 - (1 - chosen / count) ** step.tokens
         total = Cost()
-        for name in op.weights[:2]:
+        for name in matrices:
             tensor = self.weights[str(name)]
             total += self._products(tensor, 2 * chosen * tensor.shape[1] * tensor.shape[2] * step.tokens, len(tensor.data) * met)
         return total

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import statistics
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from llmcli import benchmark, cost
 from llmcli.backends.backend import Batch, get
 from llmcli.backends.cpu import measure
+from llmcli.backends.cpu.fuse import EXPERTS
 from llmcli.errors import ContextOverflow, NotFound
 from llmcli.formats import format as formats
 from llmcli.kv import KVCache
@@ -104,6 +106,13 @@ def test_a_prompt_computes_what_its_tokens_do() -> None:
     single = sum((counted.step(cost.Step(start=10 + i, tokens=1, outputs=1)) for i in range(50)), cost.Cost())
     assert whole.int8 == pytest.approx(single.int8) and whole.f32 == pytest.approx(single.f32)
     assert whole.bytes < single.bytes / 10
+
+
+def test_the_steps_of_experts_cost_what_experts_do() -> None:
+    _, counted = costs("experts")
+    op, step = next(op for op in counted.plan.ops if op.kind == "experts"), cost.Step(start=0, tokens=3, outputs=1)
+    parts = [counted.of(replace(op, kind=f"experts_{kind}"), step) for kind in EXPERTS]
+    assert sum(parts, cost.Cost()) == counted.of(op, step) and sum(part.bytes > 0 for part in parts) == 2
 
 
 def test_the_steps_of_a_prompt() -> None:
