@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--backend", default="cpu")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as work:
-        path = acquire.import_folder(options.folder, "none", "float", path=Path(work) / "float-none.safetensors")
+        path = acquire.import_model(options.folder, "none", "float", path=Path(work) / "float-none.safetensors")
         with packed.open(path) as file:
             spec = Spec.from_json(file.spec)
             weights = file.load()

@@ -1,33 +1,26 @@
 """Where models come from: a folder in the Hub's layout, a GGUF file, a hub. Each becomes a packed file among our models.
 
-    config.json -(models/architectures)-> spec -(models/decoder)-> plan -(models/names)-> sources of its weights
+    a path -(originals)-> an open model: its description, its plan, where its weights are
     tensors -(weights/convert, formats/*)-> packed bytes -(weights/writer)-> file
 Nothing is printed: news go through callbacks. Imports are inside functions, because a run needs none of them.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Collection, Mapping
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from llmcli import memory
 from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, json_object, memory_needed
 from llmcli.memory import MIB
 from llmcli.models import decoder
-from llmcli.models.spec import Spec
-from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import store
 
-if TYPE_CHECKING:
-    from llmcli.weights.convert import Reader, Source
 
-
-def import_folder(
-    directory: Path,
+def import_model(
+    source: Path,
     quant: str,
     name: str | None = None,
     progress: Progress | None = None,
@@ -36,79 +29,33 @@ def import_folder(
     origin: str = "",
     allow: Collection[str] = (),
 ) -> Path:
-    """Makes the model `name` (default: the folder's name) from a folder in the Hub's layout; returns the packed file.
+    """Makes the model `name` (default: that of the source) from a folder in the Hub's layout or a GGUF file; returns the packed file.
 
-    path: where to write it (default: its place among the models); origin: what to record as its source (default: the folder).
+    path: where to write it (default: its place among the models); origin: what to record as its source (default: the source).
     allow: fields of config.json that may be there although we do not know them.
     Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
     """
-    from llmcli.models import architectures, config, names
-    from llmcli.weights import folder
-
-    name = store.checked_name(name or directory.resolve().name)
-    path = path or store.path_of(name, quant)
-    with folder.open_folder(directory) as source:
-        spec, architecture = architectures.describe(config.parse(source.files["config.json"]), allow)
-        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        sources = names.sources(spec, plan, architecture, source.checkpoint.tensors)
-        about = {"name": name, "source": origin or str(directory.resolve())}
-        ignored = names.ignored(spec, architecture)
-        _write(path, about, quant, spec, plan, sources, source.checkpoint, source.files, ignored, progress)
-    return path
-
-
-def import_gguf(
-    file: Path,
-    quant: str,
-    name: str | None = None,
-    progress: Progress | None = None,
-    *,
-    path: Path | None = None,
-    origin: str = "",
-    allow: Collection[str] = (),
-) -> Path:
-    """Makes the model `name` (default: the file's, without its ending) from a GGUF file; returns the packed file.
-
-    The other arguments are those of `import_folder`, and so are the errors."""
-    from llmcli.models import architectures, metadata, names
-    from llmcli.text import gguf as vocabulary
-    from llmcli.weights import gguf as weights
-
-    name = store.checked_name(name or file.resolve().stem)
-    path = path or store.path_of(name, quant)
-    with weights.File(file) as source:
-        shapes = {label: tensor.shape for label, tensor in source.tensors.items()}
-        factors = {label: source.vector(label) for label in metadata.FACTORS}
-        found = metadata.read(source.metadata, shapes, factors, allow)
-        spec, _ = architectures.describe(found.config, allow)
-        plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
-        checkpoint = weights.Checkpoint(source, found.interleaved)
-        files = {"config.json": json.dumps(found.config).encode(), **vocabulary.files(source.metadata)}
-        about = {"name": name, "source": origin or str(file.resolve())}
-        ignored = names.ignored(spec, found)
-        _write(path, about, quant, spec, plan, names.sources(spec, plan, found, checkpoint.tensors), checkpoint, files, ignored, progress)
-    return path
-
-
-def _write(
-    path: Path,
-    about: Mapping[str, str],
-    quant: str,
-    spec: Spec,
-    plan: Plan,
-    sources: Mapping[str, Source],
-    checkpoint: Reader,
-    files: Mapping[str, bytes],
-    ignored: tuple[str, ...],
-    progress: Progress | None,
-) -> None:
-    """Writes the packed file of a model, whatever it came as. about: name and source."""
+    from llmcli import originals
     from llmcli.weights import writer
 
-    _check(files)
-    metadata = {"revision": "", "spec": spec.to_json(), **about}
-    news = None if progress is None else partial(progress, f"{about['name']}:{quant}")
-    writer.write_model(path, plan.weights, sources, checkpoint, quant, metadata, files, ignored=ignored, progress=news)
+    whole = source.resolve()
+    name = store.checked_name(name or (whole.name if source.is_dir() else whole.stem))
+    path = path or store.path_of(name, quant)
+    with originals.opened(source, allow) as original:
+        _check(original.files)
+        metadata = {"name": name, "source": origin or str(whole), "revision": "", "spec": original.spec.to_json()}
+        writer.write_model(
+            path,
+            original.plan.weights,
+            original.sources,
+            original.reader,
+            quant,
+            metadata,
+            original.files,
+            ignored=original.ignored,
+            progress=None if progress is None else partial(progress, f"{name}:{quant}"),
+        )
+    return path
 
 
 def _check(files: Mapping[str, bytes]) -> None:
@@ -132,7 +79,7 @@ def pull(
 
     quant, name: default to the alias's or to int8, and to the reference; keep_source: the downloads stay; timeout: seconds to
     wait for another process that gets the same model (None: as long as it takes). notify: hears, before the first byte of a weight,
-    what is coming; allow: as in `import_folder`. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
+    what is coming; allow: as in `import_model`. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
     UnsupportedModel, CorruptFile, NumericalError, UsageError.
     """
     from llmcli.models import architectures, config, names

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +21,7 @@ from llmcli.weights.aliases import Alias, aliases
 from llmcli.weights.packed import Packed
 
 if TYPE_CHECKING:
-    from llmcli.weights.convert import Reader, Source
+    from llmcli.originals import Original
 
 BITS = {"int4": 4, "int8": 8, "none": 16}
 """Quantizations by how much they keep."""
@@ -138,16 +138,17 @@ def quantize(
 ) -> Path:
     """Makes a model in fewer bits of one that is here, under its name or another; returns the packed file.
 
-    It is made of the folder that the model came from, where that still holds the same, else of the packed file with the most
-    bits. notify: hears, in a line each, what it is made of. Raises NotFound, UsageError, HashMismatch, DiskError."""
+    It is made of the folder or GGUF file that the model came from, where that still holds the same, else of the packed file with
+    the most bits. notify: hears, in a line each, what it is made of. Raises NotFound, UsageError, HashMismatch, DiskError."""
     from llmcli.models import names
+    from llmcli.originals import Original
     from llmcli.weights import repack, writer
 
     say = notify or (lambda text: None)
     found = store.matching(reference)
     path = max(found.values(), key=lambda path: BITS.get(path.stem.rpartition("-")[2], 0))
     with packed.open(path) as file, ExitStack() as stack:
-        _, plan = engine.read_plan(file, None)
+        spec, plan = engine.read_plan(file, None)
         plain = file.name if Path(reference).is_file() else store.name_of(reference)
         name = store.checked_name(name or plain)
         target, label, own = store.path_of(name, quantization), f"{name}:{quantization}", f"{plain}:{file.quantization}"
@@ -160,7 +161,8 @@ def quantize(
                 why = f"only {own} is here, and what rounding took away does not come back"
                 raise UsageError(f"cannot make {label}", why, "Import or pull the original model")
             file.verify()
-            original = Original(own, {weight: names.copy(weight) for weight in plan.weights}, repack.Unpacked(file), ())
+            copies = {weight: names.copy(weight) for weight in plan.weights}
+            original = Original(own, spec, plan, copies, repack.Unpacked(file), {}, ())
         again = isinstance(original.reader, repack.Unpacked) and not whole
         say(f"from {original.label}" + (": rounding twice loses a little more than rounding the original" if again else ""))
         writer.write_model(
@@ -177,32 +179,20 @@ def quantize(
     return target
 
 
-@dataclass(frozen=True)
-class Original:
-    """What weights are made of: arguments of writer.write_model."""
-
-    label: str
-    sources: Mapping[str, Source]
-    reader: Reader
-    ignored: tuple[str, ...]
-
-
 def _original(file: Packed, plan: Plan, stack: ExitStack) -> Original | None:
-    """The folder that a model was imported from, or its download where that was kept, if it still holds the same model."""
-    from llmcli.models import architectures, config, names
-    from llmcli.weights import folder, repack
+    """The folder or GGUF file that a model was imported from, or its download where that was kept, if it still holds the same model."""
+    from llmcli import originals
+    from llmcli.weights import repack
 
     pulled = re.fullmatch("[0-9a-f]{40,64}", file.revision)
     path = places.downloads() / file.source.replace("/", "--") / file.revision if pulled else Path(file.source)
-    if not (path.is_absolute() and path.is_dir()):
+    if not (path.is_absolute() and path.exists()):
         return None
     with suppress(LlmError):
-        found = stack.enter_context(folder.open_folder(path))
-        spec, architecture = architectures.describe(config.parse(found.files["config.json"]))
-        sources = names.sources(spec, plan, architecture, found.checkpoint.tensors)
-        same = spec.to_json() == file.spec and found.files == {name: file.file(name) for name in file.files}
-        if same and repack.same_vectors(file, plan.weights, sources, found.checkpoint):
-            return Original(str(path), sources, found.checkpoint, names.ignored(spec, architecture))
+        found = stack.enter_context(originals.opened(path))
+        same = found.spec.to_json() == file.spec and found.files == {name: file.file(name) for name in file.files}
+        if same and repack.same_vectors(file, plan.weights, found.sources, found.reader):
+            return found
     return None
 
 

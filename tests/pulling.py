@@ -114,4 +114,4 @@ def tensors_of(path: Path) -> dict[str, tuple[str, tuple[int, ...], str]]:
 
 def imported(folder: Path, directory: Path, quant: str = "int8") -> dict[str, tuple[str, tuple[int, ...], str]]:
     """What `llm import` makes of the folder."""
-    return tensors_of(acquire.import_folder(folder, quant, "imported", path=directory / f"imported-{quant}.safetensors"))
+    return tensors_of(acquire.import_model(folder, quant, "imported", path=directory / f"imported-{quant}.safetensors"))

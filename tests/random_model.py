@@ -63,4 +63,4 @@ def write_folder(folder: Path, config: dict[str, Any] = CONFIG, weights: dict[st
 def packed_file(folder: Path, quantization: str) -> Path:
     """A packed random model."""
     source = write_folder(folder / "source")
-    return acquire.import_folder(source, quantization, "random", path=folder / f"random-{quantization}.safetensors")
+    return acquire.import_model(source, quantization, "random", path=folder / f"random-{quantization}.safetensors")

@@ -223,6 +223,6 @@ def chat_model(tmp_path: Path) -> Iterator[llmcli.Model]:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     template = "{{ bos_token }}{% for m in messages %}<{{ 'bot' if m.role == 'assistant' else m.role }}>{{ m.content }}\n{% endfor %}<bot>"
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "chat_template": template}))
-    path = acquire.import_folder(folder, "int8", "chat", path=tmp_path / "chat-int8.safetensors")
+    path = acquire.import_model(folder, "int8", "chat", path=tmp_path / "chat-int8.safetensors")
     with llmcli.load(str(path)) as model:
         yield model

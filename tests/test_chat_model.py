@@ -39,7 +39,7 @@ def folder(path: Path, template: str | None = CHATML, **files: Any) -> Path:
 
 
 def loaded(path: Path, **options: Any) -> engines.Engine:
-    made = acquire.import_folder(folder(path / "source", **options), "none", "random", path=path / "random-none.safetensors")
+    made = acquire.import_model(folder(path / "source", **options), "none", "random", path=path / "random-none.safetensors")
     return engines.load(str(made), backend="reference", chat=True)
 
 

@@ -168,7 +168,7 @@ def test_a_token_that_the_model_does_not_know_is_an_error(tmp_path: Path) -> Non
     """The tokenizer has 4096 tokens, the model 300: what lies behind its embedding is nobody's memory."""
     config = {**CONFIG, "vocab_size": 300}
     source = write_folder(tmp_path / "source", config, tensors(config))
-    path = acquire.import_folder(source, "int8", "small", path=tmp_path / "small-int8.safetensors")
+    path = acquire.import_model(source, "int8", "small", path=tmp_path / "small-int8.safetensors")
     with engines.opened(str(path), threads=1) as engine:
         for ids in ([5, 300], [2**31 - 1], [-1]):
             with pytest.raises(InputError, match=f"the model does not know token {ids[-1]}: it knows those from 0 to 299"):

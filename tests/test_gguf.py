@@ -54,8 +54,7 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def imported(source: Path, quant: str) -> Path:
-    load = acquire.import_folder if source.is_dir() else acquire.import_gguf
-    return load(source, quant, "tiny", path=source.parent / f"{source.name}-{quant}.safetensors")
+    return acquire.import_model(source, quant, "tiny", path=source.parent / f"{source.name}-{quant}.safetensors")
 
 
 def facts(path: Path, weights: bool = True) -> tuple[Any, dict[str, str]]:
@@ -257,10 +256,10 @@ def test_what_is_not_known_may_be_allowed(tmp_path: Path, monkeypatch: pytest.Mo
     file = write_gguf(tmp_path / "model.gguf", config, tensors)
     true = metadata.read
     monkeypatch.setattr(metadata, "read", lambda found, *rest: true({**found, "llama.surprise": 3}, *rest))
-    for load, source, name in ((acquire.import_folder, folder, "logit_spice"), (acquire.import_gguf, file, "llama.surprise")):
+    for source, name in ((folder, "logit_spice"), (file, "llama.surprise")):
         with pytest.raises(UnsupportedModel, match=f"{name}.*--allow-config"):
-            load(source, "int8", path=tmp_path / "out.safetensors")
-        load(source, "int8", path=tmp_path / "out.safetensors", allow=[name])
+            acquire.import_model(source, "int8", path=tmp_path / "out.safetensors")
+        acquire.import_model(source, "int8", path=tmp_path / "out.safetensors", allow=[name])
 
 
 def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
@@ -270,7 +269,7 @@ def test_a_vocabulary_alone_is_no_model(tmp_path: Path) -> None:
         write()
     writer.close()
     with pytest.raises(CorruptFile, match="vocabulary"):
-        acquire.import_gguf(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
+        acquire.import_model(tmp_path / "vocab.gguf", "int8", path=tmp_path / "out.safetensors")
 
 
 def test_more_tokens_than_embeddings_are_refused(tmp_path: Path) -> None:

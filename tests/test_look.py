@@ -29,7 +29,7 @@ def chat(tmp_path_factory: pytest.TempPathFactory) -> str:
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     settings["chat_template"] = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}[bot]"
     (folder / "tokenizer_config.json").write_text(json.dumps(settings))
-    return str(acquire.import_folder(folder, "int8", "chat", path=folder.parent / "chat-int8.safetensors"))
+    return str(acquire.import_model(folder, "int8", "chat", path=folder.parent / "chat-int8.safetensors"))
 
 
 def llm(*words: str) -> Done:

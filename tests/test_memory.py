@@ -37,7 +37,7 @@ def with_experts(folder: Path, quantization: str) -> Path:
         for part, shape in shapes.items():
             weights |= {f"{block}.experts.{e}.{part}.weight": np.full(shape, 0.01, np.float32) for e in range(count)}
     source = write_folder(folder / "source", {**CONFIG, **named, "intermediate_size": size}, weights)
-    return acquire.import_folder(source, quantization, "experts", path=folder / "experts.safetensors")
+    return acquire.import_model(source, quantization, "experts", path=folder / "experts.safetensors")
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is known on Linux only")

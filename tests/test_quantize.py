@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import random_model
+from gguf_files import fixture, write_gguf
 from llmcli import places
 from llmcli.models import decoder, names
 from llmcli.models.spec import Spec
@@ -49,6 +50,17 @@ def test_quantize_from_the_source_folder(home: Path, made: Path) -> None:
     assert f"from {made / 'source' / 'tiny'}" in done.stderr
     answer(llm(home, "quantize", "tiny", "--quant", "none"))
     assert contents(model_file(home, "none")) == contents(model_file(made, "none"))
+
+
+def test_quantize_from_a_gguf_file(home: Path, tmp_path: Path) -> None:
+    """It is still there, so an int4 model becomes the int8 one that an import makes."""
+    file = write_gguf(tmp_path / "model.gguf", *fixture("llama-tied"))
+    answer(llm(home, "import", str(file), "--quant", "int4", "--name", "other"))
+    done = llm(home, "quantize", "other", "--quant", "int8")
+    answer(done)
+    assert f"from {file}" in done.stderr and "rounding" not in done.stderr
+    answer(llm(home, "import", str(file), "--quant", "int8", "--name", "third"))
+    assert contents(store.path_of("other", "int8"))["entries"] == contents(store.path_of("third", "int8"))["entries"]
 
 
 def test_quantize_from_a_download_that_was_kept(lost: Path, made: Path) -> None:

@@ -52,7 +52,7 @@ def test_perplexity_is_that_of_transformers(variant: str, backend: str, tmp_path
     shutil.copytree(ARCHS / variant, tmp_path / variant)
     with packed.open(next(places.demo().glob("*.safetensors"))) as file:
         (tmp_path / variant / "tokenizer.json").write_bytes(file.file("tokenizer.json"))
-    path = acquire.import_folder(tmp_path / variant, "none", variant, path=tmp_path / "model-none.safetensors")
+    path = acquire.import_model(tmp_path / variant, "none", variant, path=tmp_path / "model-none.safetensors")
     known = GOLDEN[variant]
     with engines.opened(str(path), backend=backend) as engine:
         whole = totals(score(engine, known["ids"][: engine.context]))

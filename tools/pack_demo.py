@@ -15,7 +15,7 @@ MOST_BYTES = 8 * 2**20
 
 
 def main(folder: Path) -> None:
-    path = acquire.import_folder(folder, "int8", "demo", path=places.demo() / "demo-int8.safetensors", origin="tools/train_demo.py")
+    path = acquire.import_model(folder, "int8", "demo", path=places.demo() / "demo-int8.safetensors", origin="tools/train_demo.py")
     size = path.stat().st_size
     print(f"{path}: {size:,} bytes")
     if size > MOST_BYTES:

@@ -52,9 +52,8 @@ def execute(options: Options, console: Console) -> int:
         raise NotFound(f"no file or folder {str(options.source)!r}", "", "Check the name")
     from llmcli import acquire
 
-    load = acquire.import_folder if options.source.is_dir() else acquire.import_gguf
     with progress(console) as report:
-        path = load(options.source, options.quant, options.name, report, allow=options.allow_config or ())
+        path = acquire.import_model(options.source, options.quant, options.name, report, allow=options.allow_config or ())
     with open_answer() as answer:
         answer.write(f"{path}\n")
     return 0
