@@ -159,16 +159,18 @@ def linear(
     else:
         codes, scales, sums = quantize(x, height)
         step = address(scales)
+    scratch = np.full(2 * 16 * padded(columns, 32) + 64, 77, np.uint8)
     head = header(tokens=99, outputs=tokens)
     args = pack(
         LINEAR, header=address(head), outputs=1, x=address(codes), x_scales=step, x_sums=address(sums),
         weights=address(matrix["data"]), weight_scales=address(matrix.get("scale_data")), codes=address(CODES),
         bias=address(bias), out=address(out) + 4 * margin, out_stride=out.strides[0], columns=columns, rows=rows,
-        chunk_tiles=chunk_tiles, add=int(before is not None),
+        chunk_tiles=chunk_tiles, add=int(before is not None), scratch=address(scratch), scratch_bytes=len(scratch) // 2 - 32,
     )  # fmt: skip
     chunks = -(-padded(rows, 16) // 16 // chunk_tiles)
-    call(used or kernel(f"linear.{format}", height), args, reversed(range(chunks)))
-    assert np.isnan(out[:, :margin]).all() and np.isnan(out[:, margin + rows :]).all()
+    for chunk in reversed(range(chunks)):
+        (used or kernel(f"linear.{format}", height))(args, chunk, chunk % 2)
+    assert np.isnan(out[:, :margin]).all() and np.isnan(out[:, margin + rows :]).all() and (scratch[-64:] == 77).all()
     return out[:tokens, margin : margin + rows].copy()
 
 

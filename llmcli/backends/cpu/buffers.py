@@ -10,7 +10,7 @@ from llmcli.backends.cpu import choice, tiles
 from llmcli.backends.cpu.experts import Memory
 from llmcli.backends.cpu.records import HEADER, pack
 from llmcli.errors import OutOfMemory
-from llmcli.formats.format import GROUP, Bytes, aligned, padded
+from llmcli.formats.format import GROUP, ROWS, Bytes, aligned, padded
 from llmcli.kv import BLOCK
 from llmcli.ops import TOP
 from llmcli.plan import Plan, Slot
@@ -36,6 +36,8 @@ class Buffers:
         self.experts = Memory(plan, self.tokens, TALLEST, _new)
         self.threads = threads
         self.scratch_bytes, parts = _attention_memory(plan)
+        columns = max((weight.shape[-1] for weight in plan.weights.values() if len(weight.shape) > 1), default=0)
+        self.scratch_bytes = max(self.scratch_bytes, ROWS * padded(columns, GROUP))
         self.scratch = _new(self.scratch_bytes * threads)
         self.parts = _new(parts)
         self.counters = np.zeros(max((layer.kv_heads for layer in plan.cache), default=0), np.int64)

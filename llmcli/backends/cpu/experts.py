@@ -97,6 +97,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
         "bias": at.vector(bias),
         "chunk_tiles": piece,
         "add": 0,
+        **at.scratch(),
         "slots": memory["slots"],
         "used": memory["used"],
         "slot_chunks": -(-tiles // piece),

@@ -84,6 +84,10 @@ class Lowering:
         """The fields of an operand: address and row stride."""
         return {name: self.buffers.address(slot), f"{name}_stride": self.buffers.strides[slot.buffer]}
 
+    def scratch(self) -> dict[str, int]:
+        """The fields of memory that each thread has for the operation it is at."""
+        return {"scratch": int(self.buffers.scratch.ctypes.data), "scratch_bytes": self.buffers.scratch_bytes}
+
     def vector(self, name: str | None) -> int:
         """The address of a float32 weight, 0 for None."""
         return 0 if name is None else int(self.weights[name].data.ctypes.data)
@@ -145,7 +149,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
         source = {"x": at.buffers.address(x), "x_scales": at.buffers.strides[x.buffer], "x_sums": 0}
     tiles = -(-parts["rows"] // ROWS)
     chunk_tiles = choice.chunk_tiles(tiles, len(at.weights[matrix].data), height, at.buffers.threads)
-    fields = {**parts, **source, **at.place("out", op.out[0]), "bias": at.vector(bias), "chunk_tiles": chunk_tiles}
+    fields = {**parts, **source, **at.place("out", op.out[0]), "bias": at.vector(bias), "chunk_tiles": chunk_tiles, **at.scratch()}
     return records.LINEAR, {**fields, "add": int(bool(op.params["add"]))}, choice.WHOLE, -(-tiles // chunk_tiles)
 
 
@@ -212,8 +216,7 @@ def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:
         "softcap": bits(choice.number(op, "softcap")),
         "slopes": at.constant(op.params["slopes"], "float32"),
         "sinks": at.vector(op.weights[0] if op.weights else None),
-        "scratch": int(buffers.scratch.ctypes.data),
-        "scratch_bytes": buffers.scratch_bytes,
+        **at.scratch(),
     }
     if height > 1:
         return records.ATTENTION, fields, choice.tokens_together(heads // kv_heads), kv_heads

@@ -31,10 +31,14 @@ QUANTIZE = _record("QUANTIZE", "header outputs x x_stride columns codes scales s
 padded to 32 (zeros), rows padded to M with zeros; sums = -128 * sum of the group's codes. outputs: 1 when rows are R
 rows, 0 when T (so in every record). One chunk = one block of M rows."""
 
-LINEAR = _record("LINEAR", "header outputs x x_scales x_sums weights weight_scales codes bias out out_stride columns rows chunk_tiles add")
+LINEAR = _record(
+    "LINEAR",
+    "header outputs x x_scales x_sums weights weight_scales codes bias out out_stride columns rows chunk_tiles add scratch scratch_bytes",
+)
 """out [T, rows] = x @ weights.T + bias (bias 0: none); columns = real K, rows = real N; a chunk does row tiles
 chunk * chunk_tiles ...; codes: address of 16 bytes (code + 128) of int4 formats. Float formats: x is f32 [T, ...] with
-row stride x_scales. add: 1 adds to out instead of storing."""
+row stride x_scales. add: 1 adds to out instead of storing. scratch: scratch_bytes for each thread, at least 16 * K, K padded
+to 32."""
 
 NORM = _record("NORM", "header outputs x x_stride weight bias out out_stride columns heads eps op weight_step")
 """columns: of a row, all heads together; weight_step: 0 when all heads share one weight, else the bytes from one

@@ -270,6 +270,14 @@ def rint(b, v):
 
 
 @instruction(i32x16(f32x16))
+def rounded(b, v):
+    """Rounded to i32, half to even; |v| < 2^22. Any number comes out for what is not a number."""
+    if target.has_rint():
+        return call(b, "llvm.lrint.v16i32.v16f32", i32x16.llvm, v)
+    return b.fptosi(rint(b, b.select(b.fcmp_unordered("uno", v, v), ir.Constant(f32x16.llvm, None), v)), i32x16.llvm)
+
+
+@instruction(i32x16(f32x16))
 def to_i32(b, v):
     """Truncated towards zero; lanes must fit."""
     return b.fptosi(v, i32x16.llvm)
