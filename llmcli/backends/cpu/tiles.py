@@ -36,8 +36,8 @@ class AttentionTile:
 
     @property
     def packed_bytes(self) -> int:
-        """A chunk's queries, padded to 64 bytes."""
-        return -(-self.tiles * self.queries * self.head_size * 4 // 64) * 64
+        """A chunk's queries, f32 [Dp] each."""
+        return self.tiles * self.queries * -(-self.head_size // 16) * 64
 
     @property
     def scratch_bytes(self) -> int:

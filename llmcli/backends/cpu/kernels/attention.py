@@ -2,9 +2,12 @@
 that share them.
 
 The order of arithmetic, whatever the kernel, the tile or the number of tokens: keys in blocks of 256 by position. In a
-block: scores q.k by fma over the head's columns ascending; their maximum; weights e^(score - maximum), added up in 16
-lanes and a fixed tree; values by fma over keys ascending. Blocks are merged in ascending order. A key that a query may
+block: scores (scale * q).k by fma over the head's columns ascending; their maximum; weights e^(score - maximum), added up in
+16 lanes and a fixed tree; values by fma over keys ascending. Blocks are merged in ascending order. A key that a query may
 not see has weight 0, which changes no bit.
+
+What bounds it: one token streams keys and values from memory; many are bound by fma, 2 D of them for a query and 16 keys, beside
+some 20 instructions for their weights.
 
 A `part` is one query's (vector [Dp], maximum, sum) over some keys; f32.
 """
@@ -14,13 +17,14 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from llmcli.backends.cpu.kernels.mathematics import exp, tanh
+from llmcli.backends.cpu.kernels.mathematics import exp, exp_below, tanh
 from llmcli.backends.cpu.kernels.outer import BYTES, outer
 from llmcli.backends.cpu.kernels.threads import atomic_add, store_release
 from llmcli.backends.cpu.kernels.vectors import (
     as_f64,
     choose,
     field,
+    first_lanes,
     fma,
     greater_i32,
     lane,
@@ -29,6 +33,7 @@ from llmcli.backends.cpu.kernels.vectors import (
     largest,
     load_f32,
     load_f32x16,
+    load_first,
     load_i32,
     splat,
     splat_i32,
@@ -73,35 +78,33 @@ def block_address(args, owner, block, kv_head):
 @njit(forceinline=True)
 def weigh(args, head, position, base, low, high, scores, maximum_and_sum):
     """One query's scores at [low, high) of a block that starts at position base, both multiples of 16, become weights."""
-    scale, cap = splat(F(as_f64(field(args, ATTENTION.scale)))), splat(F(as_f64(field(args, ATTENTION.softcap))))
-    slopes = field(args, ATTENTION.slopes)
-    before, last = splat_i32(first_seen(args, position) - 1), splat_i32(position + 1)
+    first, softcap, slopes = first_seen(args, position), field(args, ATTENTION.softcap), field(args, ATTENTION.slopes)
     most = splat(MINUS_INFINITY)
-    for at in range(low, high, 16):
-        score = load_f32x16(scores + at * 4) * scale
-        if field(args, ATTENTION.softcap):
-            score = cap * tanh(score / cap)
-        key = lane_numbers() + splat_i32(base + at)
-        if slopes:
-            score = fma(splat(load_f32(slopes + head * 4)), to_f32(key - splat_i32(position)), score)
-        score = choose(greater_i32(key, before) & greater_i32(last, key), score, splat(MINUS_INFINITY))
-        store_vector(scores + at * 4, score)
-        most = larger(score, most)
+    if base + low >= first and base + high <= position + 1 and not softcap and not slopes:
+        for at in range(low, high, 16):
+            most = larger(load_f32x16(scores + at * 4), most)
+    else:
+        cap, before, last = splat(F(as_f64(softcap))), splat_i32(first - 1), splat_i32(position + 1)
+        for at in range(low, high, 16):
+            score = load_f32x16(scores + at * 4)
+            if softcap:
+                score = cap * tanh(score / cap)
+            key = lane_numbers() + splat_i32(base + at)
+            if slopes:
+                score = fma(splat(load_f32(slopes + head * 4)), to_f32(key - splat_i32(position)), score)
+            score = choose(greater_i32(key, before) & greater_i32(last, key), score, splat(MINUS_INFINITY))
+            store_vector(scores + at * 4, score)
+            most = larger(score, most)
     maximum = largest(most)
-    if base > position or base + BLOCK <= first_seen(args, position):
+    if base > position or base + BLOCK <= first:
         maximum = F(0)  # it sees nothing here: all weights are 0
     lanes = splat(F(0))
     for at in range(low, high, 16):
-        weight = exp(load_f32x16(scores + at * 4) - splat(maximum))
+        weight = exp_below(load_f32x16(scores + at * 4) - splat(maximum))
         store_vector(scores + at * 4, weight)
         lanes = lanes + weight
     store_f32(maximum_and_sum, maximum)
     store_f32(maximum_and_sum + 4, total(lanes))
-
-
-@njit(forceinline=True)
-def exp_of(x):
-    return lane(exp(splat(x)), 0)
 
 
 def functions(head_size, dtype, group, tokens):
@@ -111,20 +114,21 @@ def functions(head_size, dtype, group, tokens):
     queries, item, part_bytes = shape.queries, BYTES[dtype], shape.part_bytes
     columns = (head_size + 15) & -16
     key_step, key_stride = shape.keys * 16, head_size * item
-    zero_scores, add_keys, store_scores = outer(dtype, shape.keys, 16 * head_size * item, queries, 4)
+    zero_scores, add_keys, store_scores = outer(dtype, shape.keys, 16 * head_size * item, queries, columns * 4)
+    zero_last, add_last, store_last = outer(dtype, 1, 0, queries, columns * 4)
     zero_sums, add_values, store_sums = outer(dtype, shape.columns, 16 * item, queries, BLOCK * 4)
     column_steps, column_bytes = columns // 16 // shape.columns, shape.columns * 16
 
     @njit(forceinline=True)
     def pack(args, kv_head, first, count, packed):
-        """Queries to f32 [tiles][D][queries of a tile]; the last one is repeated to fill its tile."""
+        """Queries times scale, f32 [queries of all tiles][Dp]; the last one is repeated to fill its tile."""
+        scale = splat(F(as_f64(field(args, ATTENTION.scale))))
         for i in range((count + queries - 1) // queries * queries):
             j = min(i, count - 1)
             x = field(args, ATTENTION.query) + (first + j // group) * field(args, ATTENTION.query_stride)
             x += (kv_head * group + j % group) * head_size * 4
-            to = packed + i // queries * (head_size * queries * 4) + i % queries * 4
-            for d in range(head_size):
-                store_f32(to + d * queries * 4, load_f32(x + d * 4))
+            for at in range(0, columns, 16):
+                store_vector(packed + (i * columns + at) * 4, load_first(x + at * 4, head_size - at) * scale)
 
     @njit(forceinline=True)
     def attend(args, kv_head, first, count, block, packed, scores, parts):
@@ -136,16 +140,24 @@ def functions(head_size, dtype, group, tokens):
             for i in range(tile, min(tile + queries, count)):
                 position = position_of(args, first + i // group)
                 low, high = min(low, first_seen(args, position) - base), max(high, position + 1 - base)
-            # whole steps of keys; the weights of keys that no query sees are 0
-            low, high = max(low, 0) & -key_step, min(high, BLOCK)
-            end = (high + 15) & -16
-            for at in range(low, end, key_step):
+            low, high = max(low, 0) & -16, min(high, BLOCK)
+            at, end = low, (high + 15) & -16
+            while at + key_step <= end:
                 acc = zero_scores()
-                key, query = keys + at * key_stride, packed + tile * head_size * 4
+                key, query = keys + at * key_stride, packed + tile * columns * 4
                 for _ in range(head_size):
                     acc = add_keys(acc, key, query)
-                    key, query = key + 16 * item, query + queries * 4
+                    key, query = key + 16 * item, query + 4
                 store_scores(scores + at * 4, 64, BLOCK * 4, acc)
+                at += key_step
+            while at < end:
+                rest = zero_last()
+                key, query = keys + at * key_stride, packed + tile * columns * 4
+                for _ in range(head_size):
+                    rest = add_last(rest, key, query)
+                    key, query = key + 16 * item, query + 4
+                store_last(scores + at * 4, 64, BLOCK * 4, rest)
+                at += 16
             for m in range(queries):
                 i = min(tile + m, count - 1)
                 head, position = kv_head * group + i % group, position_of(args, first + i // group)
@@ -179,8 +191,13 @@ def functions(head_size, dtype, group, tokens):
             sum_ = load_f32(part + columns * 4 + 4)
             if sum_ == F(0):
                 continue  # this query sees nothing of the block
+            if load_f32(state + columns * 4 + 4) == F(0):  # the first that it sees something of
+                for at in range(0, columns + 16, 16):
+                    store_vector(state + at * 4, load_f32x16(part + at * 4))
+                continue
             maximum = max(old, new)
-            keep, gain = exp_of(old - maximum), exp_of(new - maximum)
+            factors = exp(choose(first_lanes(1), splat(old - maximum), splat(new - maximum)))
+            keep, gain = lane(factors, 0), lane(factors, 1)
             for at in range(0, columns, 16):
                 kept = load_f32x16(state + at * 4) * splat(keep)
                 store_vector(state + at * 4, fma(load_f32x16(part + at * 4), splat(gain), kept))
@@ -193,9 +210,9 @@ def functions(head_size, dtype, group, tokens):
             state = states + i * part_bytes
             out = field(args, ATTENTION.out) + (first + i // group) * field(args, ATTENTION.out_stride)
             out += (kv_head * group + i % group) * head_size * 4
-            sum_ = splat(load_f32(state + columns * 4 + 4))
+            inverse = splat(F(1) / load_f32(state + columns * 4 + 4))
             for at in range(0, columns, 16):
-                store_first(out + at * 4, load_f32x16(state + at * 4) / sum_, head_size - at)
+                store_first(out + at * 4, load_f32x16(state + at * 4) * inverse, head_size - at)
 
     return pack, attend, start, merge, finish
 
