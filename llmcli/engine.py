@@ -134,7 +134,7 @@ def load(
             from llmcli.text import template
 
             template.prepare(source)
-        weights = file.load(verify)
+        weights = file.load(verify, module.checksum(notify) if verify else None)
         backends.check(module, plan, weights)
         cache = KVCache(plan.cache, texts * blocks(plan), kind)
         runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)

@@ -5,6 +5,8 @@
                                              ('' for operations without weights), else the reason why not
     load(plan, weights, cache, threads, most_tokens, notify) -> Runner
                                              threads 0: as many as the machine has for us; most_tokens: computed at once
+    checksum(notify) -> function or None     (address, size in bytes, number of the first word) -> the checksum of a part of a packed
+                                             file as it is defined there; None where NumPy is as fast, or nothing is ready
 Callers check tokens, positions and rows before a step (`Batch.check`): kernels never do.
 """
 
@@ -123,6 +125,8 @@ Notify = Callable[[str], None]
 
 class BackendModule(Protocol):
     def supports(self, op: str, format: str) -> str: ...
+
+    def checksum(self, notify: Notify | None = None) -> Callable[[int, int, int], int] | None: ...
 
     def load(
         self,

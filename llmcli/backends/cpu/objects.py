@@ -60,6 +60,17 @@ def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress |
         return {key: _addresses[key] for key in wanted}
 
 
+def kept(key: Key, notify: Notify | None = None) -> int | None:
+    """The address of a kernel that need not be compiled for it, else None."""
+    with _lock:
+        if key not in _addresses:
+            codes = _kept(_folder(lambda text: None), [key], notify or _warn)
+            if not codes:
+                return None
+            _link(codes)
+        return _addresses[key]
+
+
 def digest(key: Key) -> str:
     """Names a kernel's code: what it is made from, by what, for which CPU."""
     return hashlib.blake2b(repr((key, _maker())).encode(), digest_size=16).hexdigest()

@@ -24,6 +24,7 @@ from llmcli.plan import Op, Plan
 
 __all__ = ["CpuRunner", "checksum", "load", "supports"]
 
+CHECKSUM_KERNEL: objects.Key = ("checksum.sum", ())
 CHECKSUM_PIECE = 1 << 20
 """Bytes that one call of the checksum kernel sums up (kernels/checksum.py)."""
 CLOCK_KERNEL: Key = ("measure.clock", ())
@@ -51,7 +52,7 @@ class CpuRunner:
         self.plan, self.cache = plan, cache
         formats = {name: weights[name].format for name in plan.weights}
         ops = fuse(plan, lambda name: choice.integers(formats[name]))
-        addresses = objects.load(choice.kernels(ops, formats, cache.dtype), notify)
+        addresses = objects.load([*choice.kernels(ops, formats, cache.dtype), CHECKSUM_KERNEL], notify)
         self._pool = threads.Pool(count or threads.usable(), addresses)
         self.threads, self._most = self._pool.threads, most_tokens
         self._buffers = Buffers(plan, most_tokens, self._pool.threads)
@@ -145,11 +146,13 @@ def _block_tables(batch: Batch) -> npt.NDArray[np.int32]:
     return tables
 
 
-def checksum() -> Callable[[int, int, int], int]:
-    """The function (address, size in bytes, number of the first word) -> sum over these bytes, as weights/checksum.py
-    defines it. size: a multiple of 64. It releases the GIL; several threads may call it."""
-    key = ("checksum.sum", ())
-    kernel = threads.function(objects.load([key])[key])
+def checksum(notify: Notify | None = None) -> Callable[[int, int, int], int] | None:
+    """See backends.backend; None before the kernel was compiled, which `load` sees to. size: a multiple of 64. It releases the GIL;
+    several threads may call it."""
+    address = objects.kept(CHECKSUM_KERNEL, notify)
+    if address is None:
+        return None
+    kernel = threads.function(address)
 
     def summed(address: int, size: int, first_word: int) -> int:
         out = ctypes.c_int64(0)

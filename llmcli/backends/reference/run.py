@@ -36,6 +36,11 @@ PLAIN: dict[str, Callable[..., Any]] = {
 PLACED: dict[str, Callable[..., Any]] = {f.__name__: f for f in (embed, position_add, rope, cache_write, attention, select_rows)}
 
 
+def checksum(notify: Notify | None = None) -> None:
+    """See backends.backend: NumPy does."""
+    return None
+
+
 def supports(op: str, format: str) -> str:
     """'' when this backend computes the operation on weights of the format, else the reason why not."""
     if op not in PLAIN and op not in PLACED:
