@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 
 from llmcli import memory
-from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, json_object, memory_needed
+from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, json_object, memory_needed, packer
 from llmcli.memory import MIB
 from llmcli.models import decoder
 from llmcli.text.tokenizer import Tokenizer
@@ -54,6 +54,7 @@ def import_model(
             original.files,
             ignored=original.ignored,
             progress=None if progress is None else partial(progress, f"{name}:{quant}"),
+            pack=packer(),
         )
     return path
 
@@ -105,7 +106,7 @@ def pull(
         repository.read_headers()
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
-        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture))
+        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture), packer())
         size, words, kind = job.packing.weights_size, len(files["tokenizer.json"]), cache_type(wanted.quantization)
         least, most = (sum(memory_needed(size, words, plan, count, kind).values()) for count in (1, blocks(plan)))
         memory.check(least, listing.repository, "Use --quant int4, or a smaller model")

@@ -17,6 +17,7 @@ from llmcli import memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
 from llmcli.errors import CorruptFile, TemplateError, UsageError
+from llmcli.formats.format import Bytes, Floats
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -258,6 +259,13 @@ def _end_ids(generation: Mapping[str, Any], model: Mapping[str, Any], tokenizer:
     found = generation.get("eos_token_id", model.get("eos_token_id"))
     ids = found if isinstance(found, list) else [found]
     return frozenset(x for x in (*ids, tokenizer.eos_id) if type(x) is int)
+
+
+def packer() -> Callable[[str, Floats], Bytes]:
+    """(format, f32 [N, K]) -> the packed matrix, with the bytes of the format's own `pack`, faster."""
+    from llmcli.backends.cpu import pack
+
+    return pack.Packer()
 
 
 def warmup(progress: Progress | None = None, notify: Callable[[str], None] | None = None) -> None:

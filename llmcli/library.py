@@ -175,6 +175,7 @@ def quantize(
             {inner: file.file(inner) for inner in file.files},
             ignored=original.ignored,
             progress=None if progress is None else lambda done, total: progress(label, done, total),
+            pack=engine.packer(),
         )
     return target
 

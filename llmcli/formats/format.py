@@ -43,12 +43,13 @@ GROUP = 32
 @dataclass(frozen=True)
 class Format:
     """bits: bits of one code; codes: int8 value of each nibble (int4 formats only); activations: 'int8' where the
-    product is taken with activations quantized in groups of 32, else 'f32'."""
+    product is taken with activations quantized in groups of 32, else 'f32'; search: its `pack` is search.py's."""
 
     name: str
     bits: int
     activations: str
     codes: tuple[int, ...] = ()
+    search: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from llmcli.formats import layout, search
 from llmcli.formats.format import Bytes, Floats, Format
 
 CODES = (-127, -98, -77, -60, -46, -33, -20, -9, 2, 13, 23, 35, 48, 63, 81, 104)
-FORMAT = Format("int4", bits=4, activations="int8", codes=CODES)
+FORMAT = Format("int4", bits=4, activations="int8", codes=CODES, search=True)
 
 
 def sections(rows: int, columns: int) -> tuple[int, ...]:

@@ -10,7 +10,7 @@ from llmcli.formats import layout, search
 from llmcli.formats.format import Bytes, Floats, Format
 
 CODES = (-127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113)
-FORMAT = Format("iq4_nl", bits=4, activations="int8", codes=CODES)
+FORMAT = Format("iq4_nl", bits=4, activations="int8", codes=CODES, search=True)
 
 
 def sections(rows: int, columns: int) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ class _Block:
 
 
 def _ratio(a: np.float32, b: Floats) -> Floats:
-    """a / b, and 0 where b is 0 or so small that a / b overflows."""
+    """a / b, and 0 where b is 0 or so small that twice that overflows."""
     with np.errstate(divide="ignore", over="ignore"):
         ratio = a / b
-    return np.where(np.isfinite(ratio), ratio, np.float32(0))
+        return np.where(np.isfinite(2 * ratio), ratio, np.float32(0))

@@ -28,7 +28,7 @@ from llmcli.weights.packed import Progress
 from llmcli.weights.packing import Packing
 from llmcli.weights.safetensors import MOST_HEADER_BYTES, File, Tensor, check_header, shown, write_tensors
 from llmcli.weights.wanted import Wanted
-from llmcli.weights.writer import Contents
+from llmcli.weights.writer import Contents, Packer
 
 FIRST_BYTES = 32 << 10
 """Enough for most headers."""
@@ -147,9 +147,10 @@ class Repository:
         quantization: str,
         metadata: Mapping[str, str],
         ignored: tuple[str, ...],
+        pack: Packer | None = None,
     ) -> Job:
         """What is left to do for the packed file `path`. Arguments and errors as writer.write_model's."""
-        return Job(self, Packing(path, Contents(weights, sources, self.tensors, quantization, metadata, self._files, ignored)))
+        return Job(self, Packing(path, Contents(weights, sources, self.tensors, quantization, metadata, self._files, ignored, pack)))
 
     def read(self, name: str, start: int, size: int) -> Bytes:
         """Bytes of a tensor whose shard is open (convert.Reader)."""

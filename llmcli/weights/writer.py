@@ -18,7 +18,7 @@ from llmcli import __version__
 from llmcli.errors import NumericalError
 from llmcli.formats import format as formats
 from llmcli.formats import layout
-from llmcli.formats.format import ROWS, Bytes, aligned, padded
+from llmcli.formats.format import ROWS, Bytes, Floats, aligned, padded
 from llmcli.plan import Weight
 from llmcli.weights import convert
 from llmcli.weights.atomic import replacing
@@ -33,6 +33,8 @@ FORMATS = {
     "none": {},
 }
 """Quantization -> the format of each kind of weight. Kinds that are not named keep the float type they come in."""
+Packer = Callable[[str, Floats], Bytes]
+"""(format, f32 [N, K]) -> the packed matrix, as the format's own `pack` makes it."""
 ALWAYS = {"vector": "vector", "table": "vector", "router": "f32"}
 """The format of these kinds, whatever the quantization."""
 
@@ -55,14 +57,16 @@ def write_model(
     ignored: tuple[str, ...] = (),
     progress: Progress | None = None,
     waiting: Callable[[int], None] | None = None,
+    pack: Packer | None = None,
 ) -> None:
     """Writes the model to `path`, replacing what is there once all is written.
 
     weights: a plan's; sources: how each is made from the reader's tensors; ignored: endings of tensor names that need
     not be used; metadata: name, source, revision and spec (packed.TEXTS; 'created' is today unless given); files: the
-    contents of files that go along; progress: called with bytes; waiting: see atomic.replacing.
+    contents of files that go along; progress: called with bytes; waiting: see atomic.replacing;
+    pack: does it in place of the formats.
     Raises CorruptFile, UnsupportedModel (before anything is written), NumericalError, DiskError."""
-    contents = Contents(weights, sources, reader.tensors, quantization, metadata, files, ignored)
+    contents = Contents(weights, sources, reader.tensors, quantization, metadata, files, ignored, pack)
     done = 0
 
     def advance(count: int) -> None:
@@ -95,9 +99,11 @@ class Contents:
         metadata: Mapping[str, str],
         files: Mapping[str, bytes],
         ignored: tuple[str, ...] = (),
+        pack: Packer | None = None,
     ) -> None:
         convert.check(weights, sources, tensors, ignored)
         self.weights, self.sources, self._files = weights, sources, files
+        self._packer = pack or _plain
         self.entries = {FILE + name: Entry.of("file", (len(data),)) for name, data in files.items()}
         for name, weight in weights.items():
             self.entries[name] = Entry.of(choose(weight, sources[name], tensors, quantization), weight.shape)
@@ -125,7 +131,7 @@ class Contents:
             packed += size
             advance(size)
 
-        data = _pack(self.weights[name], entry, self.sources[name], reader, count)
+        data = _pack(self.weights[name], entry, self.sources[name], reader, count, self._packer)
         self._place(descriptor, name, data)
         advance(entry.stored - packed)
         return self.entries[name]
@@ -148,7 +154,7 @@ class Contents:
         self.written(name, f"{checksum(data):016x}", hashlib.sha256(data.data).hexdigest())
 
 
-def _pack(weight: Weight, entry: Entry, source: Source, reader: Reader, advance: Callable[[int], None]) -> Bytes:
+def _pack(weight: Weight, entry: Entry, source: Source, reader: Reader, advance: Callable[[int], None], pack: Packer) -> Bytes:
     """A weight's packed bytes. advance: called with the number of bytes that were added."""
     out = aligned(entry.stored)
     out[entry.size :] = 0
@@ -162,13 +168,17 @@ def _pack(weight: Weight, entry: Entry, source: Source, reader: Reader, advance:
             advance(len(whole))
         else:
             try:
-                _pack_matrix(matrix, entry.format, whole, advance)
+                _pack_matrix(matrix, entry.format, whole, advance, pack)
             except NumericalError as error:
                 raise NumericalError(f"weight {weight.name}: {error.what}", error.why, error.todo) from error
     return out
 
 
-def _pack_matrix(matrix: Matrix, format: str, out: Bytes, advance: Callable[[int], None]) -> None:
+def _plain(format: str, values: Floats) -> Bytes:
+    return formats.get(format).pack(values)
+
+
+def _pack_matrix(matrix: Matrix, format: str, out: Bytes, advance: Callable[[int], None], pack: Packer) -> None:
     """Packs a matrix a few rows at a time; each lands in its part of every section."""
     module, columns = formats.get(format), matrix.columns
     sections = module.sections(matrix.rows, columns)
@@ -176,7 +186,7 @@ def _pack_matrix(matrix: Matrix, format: str, out: Bytes, advance: Callable[[int
     for start, stop in convert.spans(matrix, ROWS):
         packed = matrix.repack(start, stop, format)
         if packed is None:
-            packed = module.pack(matrix.read(start, stop))
+            packed = pack(format, matrix.read(start, stop))
         own = module.sections(stop - start, columns)
         layout.insert(out, sections, packed, module.sections(start, columns), own)
         advance(sum(own))

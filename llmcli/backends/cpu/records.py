@@ -94,6 +94,11 @@ READ = _record("READ", "header data chunk_bytes out")
 """One chunk reads chunk_bytes, a multiple of 512; out: THREAD_BYTES for each thread, so that nothing is left out."""
 LIMIT = _record("LIMIT", "header steps out")
 """One chunk does `steps` steps of products in registers; out: as in READ."""
+PACK = _record("PACK", "header x x_stride columns rows codes scales tables")
+"""f32 x [rows, columns] -> an int4 matrix: codes and scales as formats/int4.py has them. tables: for each bin of 16 halves of a
+code's unit, counted from the lowest code on, i32 [32] the last place before its border, f32 [32] the codes below and above it,
+i32 [32] the number of the one below; then f32 [16] what the candidate scales put the extreme value on, twice the lowest
+code, and the last place. One chunk = 16 rows."""
 
 STEP = _record("STEP", "header table rows ticket done stop asleep woken threads spins yields")
 """What the threads that compute a step share. table: address of the step's ROWs, `rows` of them; ticket, done, stop:
