@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import mmap
 from collections.abc import Sequence as Seq
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -47,6 +48,8 @@ class KVCache:
             self._memory = mmap.mmap(-1, total, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as error:
             raise OutOfMemory(f"no room for a KV cache of {total / 2**20:,.0f} MiB", str(error)) from error
+        with suppress(OSError, AttributeError):  # large pages, where the system has them: one token reads all of a long text
+            self._memory.madvise(mmap.MADV_HUGEPAGE)
         self.data: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
         self._free = list(range(blocks - 1, -1, -1))
         self._owners = [0] * blocks
