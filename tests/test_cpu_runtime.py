@@ -226,7 +226,7 @@ def test_a_stopped_runner_says_so_and_goes_on() -> None:
 def test_the_checksum_is_that_of_the_packed_file() -> None:
     data = aligned(3 * run.CHECKSUM_PIECE + 640)
     data[:] = np.random.default_rng(0).integers(0, 256, len(data), np.uint8)
-    assert objects.kept(("no.kernel", ())) is None  # nothing is compiled for it
+    assert objects.ready(("no.kernel", ())) is None  # nothing is compiled for it
     objects.load([run.CHECKSUM_KERNEL])
     fast = run.checksum()
     assert fast is not None

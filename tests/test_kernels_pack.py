@@ -51,7 +51,7 @@ def test_other_formats_and_giants_are_packed_by_their_own_code() -> None:
 
 def test_a_kernel_is_compiled_where_there_is_enough_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     packed = []
-    monkeypatch.setattr(pack.objects, "kept", lambda key: None)
+    monkeypatch.setattr(pack.objects, "ready", lambda key: None)
     monkeypatch.setattr(pack, "int4", lambda format, values: packed.append(values.size))
     monkeypatch.setattr(pack, "WORTH", 1500)
     packer = pack.Packer()

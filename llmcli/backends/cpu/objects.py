@@ -60,7 +60,7 @@ def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress |
         return {key: _addresses[key] for key in wanted}
 
 
-def kept(key: Key, notify: Notify | None = None) -> int | None:
+def ready(key: Key, notify: Notify | None = None) -> int | None:
     """The address of a kernel that need not be compiled for it, else None."""
     with _lock:
         if key not in _addresses:

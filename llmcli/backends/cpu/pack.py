@@ -32,7 +32,7 @@ class Packer:
         """Raises NumericalError."""
         if searched(format):
             self._seen += values.size
-            if objects.kept(KERNEL) or self._seen > WORTH:
+            if objects.ready(KERNEL) or self._seen > WORTH:
                 return int4(format, values)
         return formats.get(format).pack(values)
 

@@ -149,7 +149,7 @@ def _block_tables(batch: Batch) -> npt.NDArray[np.int32]:
 def checksum(notify: Notify | None = None) -> Callable[[int, int, int], int] | None:
     """See backends.backend; None before the kernel was compiled, which `load` sees to. size: a multiple of 64. It releases the GIL;
     several threads may call it."""
-    address = objects.kept(CHECKSUM_KERNEL, notify)
+    address = objects.ready(CHECKSUM_KERNEL, notify)
     if address is None:
         return None
     kernel = threads.function(address)
