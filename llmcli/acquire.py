@@ -21,7 +21,7 @@ from llmcli.weights import store
 
 def import_model(
     source: Path,
-    quant: str,
+    quant: str | None,
     name: str | None = None,
     progress: Progress | None = None,
     *,
@@ -31,6 +31,7 @@ def import_model(
 ) -> Path:
     """Makes the model `name` (default: that of the source) from a folder in the Hub's layout or a GGUF file; returns the packed file.
 
+    quant: int8, int4, none; None: matrices as they are stored, where a format of ours holds that, else in int8 or in 5 bits.
     path: where to write it (default: its place among the models); origin: what to record as its source (default: the source).
     allow: fields of config.json that may be there although we do not know them.
     Raises NotFound, UnsupportedModel, CorruptFile, NumericalError, DiskError.
@@ -40,21 +41,23 @@ def import_model(
 
     whole = source.resolve()
     name = store.checked_name(name or (whole.name if source.is_dir() else whole.stem))
-    path = path or store.path_of(name, quant)
     with originals.opened(source, allow) as original:
         _check(original.files)
+        label = quant or writer.nearest(original.plan.weights, original.sources, original.reader.tensors, original.ignored)
+        path = path or store.path_of(name, label)
         metadata = {"name": name, "source": origin or str(whole), "revision": "", "spec": original.spec.to_json()}
         writer.write_model(
             path,
             original.plan.weights,
             original.sources,
             original.reader,
-            quant,
+            label,
             metadata,
             original.files,
             ignored=original.ignored,
-            progress=None if progress is None else partial(progress, f"{name}:{quant}"),
+            progress=None if progress is None else partial(progress, f"{name}:{label}"),
             pack=packer(),
+            keep=quant is None,
         )
     return path
 

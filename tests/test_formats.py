@@ -8,14 +8,24 @@ import pytest
 
 from llmcli.errors import CorruptFile, NumericalError
 from llmcli.formats import format as formats
-from llmcli.formats import int4, int4_uniform, int8, iq4_nl, layout, search
+from llmcli.formats import int4, int4_offset, int4_uniform, int8, iq4_nl, layout, search
 from llmcli.formats.format import Bytes, Floats
+from llmcli.weights import encodings
 from llmcli.weights.checksum import FACTOR, MASK, STEP, checksum
 
-NAMES = ["bf16", "f16", "f32", "int4", "int4_uniform", "int8", "iq4_nl"]
-INTEGERS = ["int4", "int4_uniform", "int8", "iq4_nl"]
+NAMES = ["bf16", "f16", "f32", "int4", "int4_offset", "int4_uniform", "int8", "iq4_nl"]
+INTEGERS = ["int4", "int4_offset", "int4_uniform", "int8", "iq4_nl"]
 SIZES = [(1, 1), (1, 33), (3, 31), (16, 32), (17, 172), (31, 64), (33, 129), (48, 8), (127, 40)]
-RELATIVE_ERROR = {"bf16": 0.0025, "f16": 0.0003, "f32": 0.0, "int4": 0.076, "int4_uniform": 0.095, "int8": 0.006, "iq4_nl": 0.08}
+RELATIVE_ERROR = {
+    "bf16": 0.0025,
+    "f16": 0.0003,
+    "f32": 0.0,
+    "int4": 0.076,
+    "int4_offset": 0.085,
+    "int4_uniform": 0.095,
+    "int8": 0.006,
+    "iq4_nl": 0.08,
+}
 """Root mean square error over root mean square, for normal numbers."""
 
 
@@ -90,7 +100,9 @@ def stored(module: formats.FormatModule, data: Bytes, rows: int, columns: int, r
     else:
         code = int(data[start + (k // 4) * 64 + lane * 4 + k % 4]) - 128
     at = tiles * groups * 16 * 32 * bits // 8 + ((tile * groups + group) * 16 + lane) * 2
-    return code * float(np.frombuffer(bytes(data[at : at + 2]), np.float16)[0])
+    places = (at, at + tiles * groups * 16 * 2) if module.FORMAT.offset else (at,)
+    scale, *offset = (float(np.frombuffer(bytes(data[place : place + 2]), np.float16)[0]) for place in places)
+    return code * scale + sum(offset)
 
 
 @pytest.mark.parametrize("shape", [(5, 40), (33, 100)])
@@ -184,6 +196,37 @@ def test_int4_uniform_holds_q4_0_bit_for_bit() -> None:
     assert np.array_equal(back, codes) and np.array_equal(same, scales)
     meant = gguf.quants.dequantize(blocks.reshape(32, -1), gguf.GGMLQuantizationType.Q4_0)
     assert np.array_equal(int4_uniform.unpack(int4_uniform.pack(values), 32, 256), meant)
+
+
+def test_int4_offset_is_packed_by_the_rule_of_q4_1() -> None:
+    values = numbers(32, 256)
+    values[4, 32:64] = 0.5
+    rows = gguf.quants.quantize(values, gguf.GGMLQuantizationType.Q4_1).reshape(32, -1)
+    encoding = encodings.find("Q4_1")
+    assert encoding is not None
+    assert np.array_equal(encoding.repack(lambda: rows, "int4_offset"), int4_offset.pack(values))
+
+
+@pytest.mark.parametrize(("kind", "format", "bound"), [("Q4_0", "int4_uniform", 0), ("Q4_1", "int4_offset", 0), ("Q8_0", "int8", 0),
+                                                       ("IQ4_NL", "iq4_nl", 0), ("Q4_K", "int4_offset", 0.001)])  # fmt: skip
+def test_moved_blocks_mean_the_same(kind: str, format: str, bound: float) -> None:
+    """Any bytes are codes; scales are normal numbers. bound: of the error, relative to a group's largest parts."""
+    encoding = encodings.find(kind)
+    assert encoding is not None and encoding.blocks is not None and encoding.blocks.format == format
+    rng = np.random.default_rng(0)
+    raw = rng.integers(0, 256, (20, 3, encoding.size), np.uint8)
+    halves = 2 if format == "int4_offset" else 1
+    raw[..., : 2 * halves] = rng.standard_normal((20, 3, halves)).astype(np.float16).view(np.uint8)
+    if kind == "Q8_0":
+        raw[..., 2:][raw[..., 2:] == 128] = 1
+    rows = raw.reshape(20, -1)
+    moved = encoding.repack(lambda: rows, format)
+    assert moved is not None and encoding.repack(lambda: rows, "f16") is None
+    meant = encoding.decode(rows.ravel()).reshape(20, -1)
+    found = formats.get(format).unpack(moved, *meant.shape)
+    assert np.abs(found - meant).max() <= bound * np.abs(meant).max()
+    raw[3, 1, :2] = 255  # a scale that is not a number
+    assert encoding.repack(lambda: raw.reshape(20, -1), format) is None
 
 
 def test_int8_holds_q8_0_bit_for_bit() -> None:

@@ -16,11 +16,9 @@ from hypothesis import strategies as st
 from gguf_files import add_vocabulary, build, entry, fixture, tensor, text, write_folder, write_gguf
 from llmcli import acquire, engine
 from llmcli.backends.backend import Batch
-from llmcli.errors import CorruptFile, ModelFileError, NumericalError, UnsupportedModel
-from llmcli.formats import format as formats
-from llmcli.formats import layout
+from llmcli.errors import CorruptFile, ModelFileError, UnsupportedModel
 from llmcli.models import architectures, metadata
-from llmcli.weights import encodings, packed
+from llmcli.weights import packed
 from llmcli.weights.gguf import Checkpoint, File
 
 SAME: dict[str, tuple[str, dict[str, Any]]] = {
@@ -113,110 +111,6 @@ def test_the_largest_gemma_scales_queries_by_its_width() -> None:
             {"general.architecture": "gemma2", **found}, {"token_embd.weight": (256000, 4608)}, dict.fromkeys(metadata.FACTORS, [])
         )
         assert architectures.describe(description.config)[0].layers[0].attention.scale == scale
-
-
-# --- types and blocks
-
-
-def wide(columns: int = 64) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """A tiny Llama whose rows are whole blocks."""
-    changes = {"hidden_size": columns, "intermediate_size": 2 * columns, "vocab_size": 80, "attention_bias": False, "mlp_bias": False}
-    config, old = fixture("llama-linear", **changes)
-    rng = np.random.default_rng(0)
-    sizes = {40: columns, 52: 2 * columns, 67: 80}
-    names = {name: tuple(sizes.get(size, size) for size in values.shape) for name, values in old.items()}
-    return config, {name: rng.standard_normal(shape).astype(np.float32) for name, shape in names.items()}
-
-
-def blocks(values: np.ndarray, kind: str) -> np.ndarray:
-    """The bytes that the gguf package makes of rows."""
-    return gguf.quants.quantize(values, gguf.GGMLQuantizationType[kind])
-
-
-@pytest.mark.parametrize(("kind", "quant", "format", "bits"), [("Q4_0", "int4", "int4_uniform", 4), ("Q8_0", "int8", "int8", 8)])
-def test_blocks_are_moved_bit_for_bit(kind: str, quant: str, format: str, bits: int, tmp_path: Path) -> None:
-    config, tensors = wide()
-    kinds = dict.fromkeys(("ffn_gate", "ffn_up", "ffn_down", "attn_q.w", "attn_k.w", "attn_v.w"), kind)
-    file = write_gguf(tmp_path / "model.gguf", config, tensors, kinds)
-    with packed.open(imported(file, quant)) as model:
-        loaded = model.load()
-        inner = "model.layers.1.mlp."
-        parts = {
-            "layers.1.down": [tensors[f"{inner}down_proj.weight"]],
-            "layers.1.gate_up": [tensors[f"{inner}{x}_proj.weight"] for x in ("gate", "up")],
-            "layers.1.qkv": [tensors[f"model.layers.1.self_attn.{x}_proj.weight"] for x in "qkv"],
-        }
-        for name, sources in parts.items():
-            weight = loaded[name]
-            assert weight.format == format
-            rows, columns = weight.shape
-            raw = np.concatenate([blocks(values, kind) for values in sources]).reshape(rows, columns // 32, -1)
-            numbers, scales = (layout.unpack_nibbles if bits == 4 else layout.unpack_bytes)(weight.data, rows, columns)
-            np.testing.assert_array_equal(scales[:rows].view(np.uint16), raw[..., :2].copy().view(np.uint16)[..., 0])
-            codes = raw[..., 2:]
-            stored = np.concatenate([codes & 15, codes >> 4], -1) if bits == 4 else codes.view(np.int8)
-            np.testing.assert_array_equal(numbers[:rows], stored)
-        assert loaded["layers.1.attention_out"].format == quant  # it came as f32
-
-
-@pytest.mark.parametrize("quant", ["int8", "int4", "none"])
-def test_other_blocks_are_decoded_and_packed_as_usual(quant: str, tmp_path: Path) -> None:
-    config, tensors = wide()
-    file = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_down": "Q5_1"})
-    values = tensors["model.layers.0.mlp.down_proj.weight"]
-    plain = gguf.quants.dequantize(blocks(values, "Q5_1"), gguf.GGMLQuantizationType.Q5_1)
-    with packed.open(imported(file, quant)) as model:
-        down = model.load()["layers.0.down"]
-        assert down.format == {"none": "f32"}.get(quant, quant)
-        wanted = formats.get(down.format).pack(np.ascontiguousarray(plain, np.float32))
-        np.testing.assert_array_equal(down.data[: len(wanted)], wanted)
-
-
-def test_iq4_nl_blocks_mean_the_same_in_our_format() -> None:
-    """The package cannot make such blocks; any bytes are some."""
-    encoding = encodings.find("IQ4_NL")
-    assert encoding is not None and encoding.kept == {"int4": "iq4_nl"}
-    rng = np.random.default_rng(0)
-    raw = rng.integers(0, 256, (20, 3, 18), np.uint8)
-    raw[..., :2] = rng.standard_normal((20, 3, 1)).astype(np.float16).view(np.uint8)
-    rows = raw.reshape(20, -1)
-    moved = encoding.repack(lambda: rows, "iq4_nl")
-    assert moved is not None
-    np.testing.assert_array_equal(formats.get("iq4_nl").unpack(moved, 20, 96), encoding.decode(rows.ravel()).reshape(20, 96))
-
-
-def test_a_vector_of_blocks_is_refused(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "model.gguf", *wide(), {"ffn_norm": "Q8_0"})
-    with pytest.raises(UnsupportedModel, match=r"ffn_norm.*stored as Q8_0"):
-        imported(path, "int8")
-
-
-def test_every_type_that_the_package_decodes_is_read() -> None:
-    known = {kind.name for kind in gguf.quants._type_traits} | {"F32", "F16", "BF16"}
-    found = {kind.name for kind in gguf.GGMLQuantizationType if encodings.find(kind.name) is not None}
-    assert found == known and len(found) > 20
-
-
-def test_a_q8_0_code_of_minus_128_is_packed_anew() -> None:
-    encoding = encodings.find("Q8_0")
-    assert encoding is not None
-    raw = blocks(np.random.default_rng(0).standard_normal((16, 64)).astype(np.float32), "Q8_0")
-    assert encoding.repack(lambda: raw, "int8") is not None
-    assert encoding.repack(lambda: raw, "f32") is None
-    raw[3, 7] = 0x80
-    assert encoding.repack(lambda: raw, "int8") is None
-
-
-def test_a_damaged_scale_is_reported_with_its_place(tmp_path: Path) -> None:
-    config, tensors = wide()
-    path = write_gguf(tmp_path / "model.gguf", config, tensors, {"ffn_down": "Q8_0"})
-    with File(path) as file:
-        start = file.tensors["blk.1.ffn_down.weight"].start
-    data = bytearray(path.read_bytes())
-    data[start + 34 * 4 * 5 : start + 34 * 4 * 5 + 2] = np.float16(np.nan).tobytes()
-    path.write_bytes(data)
-    with pytest.raises(NumericalError, match=r"blk\.1\.ffn_down\.weight.*\[5, 0\]"):
-        imported(path, "int8")
 
 
 # --- what is refused

@@ -142,8 +142,8 @@ class Mixture:
             args = pack(
                 EXPERTS_LINEAR, header=address(head), outputs=0, x=address(codes if integers else source),
                 x_scales=address(scales) if integers else source.strides[0], x_sums=address(sums), weights=address(tensor.data),
-                weight_scales=address(tensor.data) + section, codes=address(table), bias=address(bias), out=address(target_),
-                out_stride=target_.strides[0], columns=tensor.shape[2], rows=tensor.shape[1], chunk_tiles=piece, add=0,
+                weight_scales=address(tensor.data) + section, weight_offsets=0, codes=address(table), bias=address(bias),
+                out=address(target_), out_stride=target_.strides[0], columns=tensor.shape[2], rows=tensor.shape[1], chunk_tiles=piece, add=0,
                 scratch=address(scratch), scratch_bytes=0,
                 slots=address(slots), used=address(used), slot_chunks=-(-tiles // piece),
                 matrix_bytes=module.size(*tensor.shape[1:]), bias_bytes=4 * tensor.shape[1],

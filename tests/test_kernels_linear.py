@@ -93,23 +93,29 @@ def random_matrix(format: str, rows: int, columns: int, rng: np.random.Generator
             values = (data.astype(np.uint32) << 16).view(F)
         tiles = padded_to(data, 16, 1).reshape(-1, 16, columns).swapaxes(1, 2)
         return {"values": values, "data": np.ascontiguousarray(tiles)}
-    groups = padded(columns, 32) // 32
-    chosen = rng.integers(0, 16, (rows, columns)) if format == "int4" else rng.integers(-127, 128, (rows, columns))
-    chosen[: rows // 3] = (15 if format == "int4" else 127) * rng.choice([0, 1] if format == "int4" else [-1, 1], (rows // 3, columns))
-    codes = TABLE[chosen] if format == "int4" else chosen
+    groups, nibbles = padded(columns, 32) // 32, format.startswith("int4")
+    chosen = rng.integers(0, 16, (rows, columns)) if nibbles else rng.integers(-127, 128, (rows, columns))
+    chosen[: rows // 3] = (15 if nibbles else 127) * rng.choice([0, 1] if nibbles else [-1, 1], (rows // 3, columns))
+    codes = TABLE[chosen] if nibbles else chosen
     scales = rng.uniform(0.5, 2, (rows, groups)).astype(np.float16)
     scales[-1] = 0
-    zero = 8 if format == "int4" else 0  # any nibble will do where the activations are 0
+    zero = 8 if nibbles else 0  # any nibble will do where the activations are 0
     full = np.full((padded(rows, 16), groups * 32), zero)
     full[:rows, :columns] = chosen
     tiles = full.reshape(-1, 16, groups, 8, 4).transpose(0, 2, 3, 1, 4)  # [N/16, G, 8, 16, 4]
-    data = (tiles[:, :, :4] | tiles[:, :, 4:] << 4 if format == "int4" else tiles + 128).astype(np.uint8)
-    scale_tiles = padded_to(scales, 16, 1).reshape(-1, 16, groups).swapaxes(1, 2)
+    data = (tiles[:, :, :4] | tiles[:, :, 4:] << 4 if nibbles else tiles + 128).astype(np.uint8)
+
+    def by_tiles(numbers: Array) -> Array:
+        return np.ascontiguousarray(padded_to(numbers, 16, 1).reshape(-1, 16, groups).swapaxes(1, 2))
+
+    offsets = rng.standard_normal((rows, groups)).astype(np.float16)
+    more = {"offsets": offsets.astype(F), "offset_data": by_tiles(offsets)} if format == "int4_offset" else {}
     return {
         "codes": padded_to(codes, 1, 32).reshape(rows, groups, 32),
         "scales": scales.astype(F),
         "data": np.ascontiguousarray(data),
-        "scale_data": np.ascontiguousarray(scale_tiles),
+        "scale_data": by_tiles(scales),
+        **more,
     }
 
 
@@ -125,6 +131,9 @@ def product(matrix: dict[str, Array], x: Array) -> Array:
     for g in range(scales.shape[1]):
         exact = codes[:, g] @ matrix["codes"][:, g].T
         acc = fma(exact.astype(F), matrix["scales"][:, g] * scales[:, g, None], acc)
+        if "offsets" in matrix:
+            total = codes[:, g].sum(-1, dtype=np.int32).astype(F)
+            acc = fma(matrix["offsets"][:, g], (total * scales[:, g])[:, None], acc)
     return acc
 
 
@@ -163,8 +172,9 @@ def linear(
     head = header(tokens=99, outputs=tokens)
     args = pack(
         LINEAR, header=address(head), outputs=1, x=address(codes), x_scales=step, x_sums=address(sums),
-        weights=address(matrix["data"]), weight_scales=address(matrix.get("scale_data")), codes=address(CODES),
-        bias=address(bias), out=address(out) + 4 * margin, out_stride=out.strides[0], columns=columns, rows=rows,
+        weights=address(matrix["data"]), weight_scales=address(matrix.get("scale_data")),
+        weight_offsets=address(matrix.get("offset_data")), codes=address(CODES), bias=address(bias),
+        out=address(out) + 4 * margin, out_stride=out.strides[0], columns=columns, rows=rows,
         chunk_tiles=chunk_tiles, add=int(before is not None), scratch=address(scratch), scratch_bytes=len(scratch) // 2 - 32,
     )  # fmt: skip
     chunks = -(-padded(rows, 16) // 16 // chunk_tiles)
@@ -215,7 +225,7 @@ def test_what_is_not_a_number_reaches_the_product(bad: float) -> None:
 # --- Products
 
 
-@pytest.mark.parametrize("format", ["int4", "int8", "f32", "f16", "bf16"])
+@pytest.mark.parametrize("format", ["int4", "int4_offset", "int8", "f32", "f16", "bf16"])
 def test_products_have_the_same_bits_for_all_sizes(format: str) -> None:
     """Every shape, number of tokens, tile height and chunk size gives the oracle's bits."""
     rng = np.random.default_rng(3)
@@ -230,7 +240,7 @@ def test_products_have_the_same_bits_for_all_sizes(format: str) -> None:
                 np.testing.assert_array_equal(got, expected[:tokens], err_msg=f"{rows=} {columns=} {height=} {tokens=}")
 
 
-@pytest.mark.parametrize("format", ["int4", "int8", "f16"])
+@pytest.mark.parametrize("format", ["int4", "int4_offset", "int8", "f16"])
 def test_bias_then_addition(format: str) -> None:
     rng = np.random.default_rng(4)
     rows, columns, tokens = 41, 70, 5
@@ -326,7 +336,7 @@ def test_checksum_is_the_documented_one_in_any_pieces() -> None:
 def test_kernels_call_nothing() -> None:
     """No libm, no Python, no run-time library: the object code stands alone."""
     names = [("quantize.rows", max(HEIGHTS)), ("checksum.sum",), *((f"embed.{f}",) for f in ("int4", "f16"))]
-    names += [(f"linear.{f}", max(HEIGHTS)) for f in ("int4", "int8", "f32", "f16", "bf16")]
+    names += [(f"linear.{f}", max(HEIGHTS)) for f in ("int4", "int4_offset", "int8", "f32", "f16", "bf16")]
     assert {name: kernel(*name).calls() for name in names} == {name: [] for name in names}
 
 

@@ -11,7 +11,7 @@ import typer
 from llmcli.cli.console import Console, open_answer
 from llmcli.cli.options import AllowConfig, Common, option
 from llmcli.cli.progress import progress
-from llmcli.errors import NotFound
+from llmcli.errors import NotFound, UsageError
 
 ABOUT = """
 Makes one packed file of a folder in the Hub's layout (config.json, *.safetensors, tokenizer.json), or of a GGUF file from llama.cpp,
@@ -25,6 +25,7 @@ EXAMPLE = """
 llm import ~/models/SmolLM2-135M --quant int4
 llm import ~/models/SmolLM2-135M --name small
 llm import model.gguf --quant int8            # one more rounding loses little in int8
+llm import model.Q4_K_M.gguf --keep-blocks    # no rounding: 5 bits a weight
 """
 
 
@@ -40,9 +41,12 @@ class Options(Common):
         ),
     ]
     quant: Annotated[
-        Literal["int8", "int4", "none"],
+        Literal["int8", "int4", "none"] | None,
         option("--quant", section="The model", metavar="TYPE", help="how weights are stored: int8 (default), int4, none"),
-    ] = "int8"
+    ] = None
+    keep_blocks: Annotated[
+        bool, option("--keep-blocks", section="The model", help="a GGUF file's 4-bit and 8-bit blocks as they are, whatever their size")
+    ] = False
     name: Annotated[str | None, option("--name", section="The model", metavar="NAME", help="what to call it (the source's name)")] = None
     allow_config: AllowConfig = None
 
@@ -50,10 +54,13 @@ class Options(Common):
 def execute(options: Options, console: Console) -> int:
     if not options.source.exists():
         raise NotFound(f"no file or folder {str(options.source)!r}", "", "Check the name")
+    if options.keep_blocks and options.quant:
+        raise UsageError("--keep-blocks and --quant exclude each other", todo="Use one of them")
     from llmcli import acquire
 
+    quant = None if options.keep_blocks else options.quant or "int8"
     with progress(console) as report:
-        path = acquire.import_model(options.source, options.quant, options.name, report, allow=options.allow_config or ())
+        path = acquire.import_model(options.source, quant, options.name, report, allow=options.allow_config or ())
     with open_answer() as answer:
         answer.write(f"{path}\n")
     return 0

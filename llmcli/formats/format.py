@@ -13,8 +13,9 @@ One layout for every CPU (docs/formats.md has the drawing): rows are padded to 1
            and column 16 + 4j + i in its high nibble; then scales f16 [N/16][K/32][16 rows]
     int8   codes [N/16][K/32][8][16 rows][4]: byte (j, row, i) is column 4j + i, stored as code + 128; then scales
            as above. Codes are -127..127.
+    int4_offset   as int4, and behind the scales, laid out as they are, the offsets f16
     f32, f16, bf16   [N/16][K][16 rows], no scales; K is not padded
-value = codes[nibble] * scale (int4), code * scale (int8). An all-zero group has scale 0.
+value = codes[nibble] * scale (+ offset) (int4), code * scale (int8). An all-zero group has scale 0.
 """
 
 from __future__ import annotations
@@ -43,13 +44,15 @@ GROUP = 32
 @dataclass(frozen=True)
 class Format:
     """bits: bits of one code; codes: int8 value of each nibble (int4 formats only); activations: 'int8' where the
-    product is taken with activations quantized in groups of 32, else 'f32'; search: its `pack` is search.py's."""
+    product is taken with activations quantized in groups of 32, else 'f32'; search: its `pack` is search.py's; offset: a group
+    also has an offset."""
 
     name: str
     bits: int
     activations: str
     codes: tuple[int, ...] = ()
     search: bool = False
+    offset: bool = False
 
 
 @dataclass(frozen=True)

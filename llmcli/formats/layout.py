@@ -1,11 +1,13 @@
 """Where each number of a matrix lies in its packed bytes: tiles of 16 rows by 32 columns, scales after all codes.
 
-A packed matrix is one or two sections (codes, then scales) and zeros up to a multiple of 64. Both sections are in the
+A packed matrix is one to three sections (codes, then scales, then offsets) and zeros up to a multiple of 64. All sections are in the
 order of row tiles, so rows 16 a .. 16 b of a matrix are one stretch of each section: a large matrix can be packed a
 few rows at a time (`insert`). Shapes below: N rows and K columns, padded to Np (multiple of 16) and Kp (of 32).
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,10 +20,11 @@ Scales = npt.NDArray[np.float16]
 SCALE_BYTES = 2
 
 
-def grouped_sections(bits: int, rows: int, columns: int) -> tuple[int, ...]:
-    """Bytes of the codes and of the scales of an [N, K] matrix with codes of `bits` bits in groups of 32."""
+def grouped_sections(bits: int, rows: int, columns: int, scales: int = 1) -> tuple[int, ...]:
+    """Bytes of the codes and of the scales of an [N, K] matrix with codes of `bits` bits in groups of 32. scales: numbers that a
+    group has beside its codes, 2 where there are offsets too."""
     groups = padded(rows, ROWS) * (padded(columns, GROUP) // GROUP)
-    return groups * GROUP * bits // 8, groups * SCALE_BYTES
+    return groups * GROUP * bits // 8, *[groups * SCALE_BYTES] * scales
 
 
 def float_sections(bits: int, rows: int, columns: int) -> tuple[int, ...]:
@@ -53,16 +56,16 @@ def groups(values: Floats) -> Floats:
     return values.reshape(values.shape[0], -1, GROUP)
 
 
-def pack_nibbles(codes: Bytes, scales: Scales) -> Bytes:
-    """Code numbers 0..15 [Np, Kp / 32, 32] and scales [Np, Kp / 32] -> packed bytes of an int4 matrix."""
-    return _join(_tiled(codes[..., :16] | codes[..., 16:] << np.uint8(4)), scales)
+def pack_nibbles(codes: Bytes, *scales: Scales) -> Bytes:
+    """Code numbers 0..15 [Np, Kp / 32, 32] and scales (and offsets) [Np, Kp / 32] -> packed bytes of an int4 matrix."""
+    return _join(_tiled(codes[..., :16] | codes[..., 16:] << np.uint8(4)), *scales)
 
 
-def unpack_nibbles(data: Bytes, rows: int, columns: int) -> tuple[Bytes, Scales]:
-    """The inverse of pack_nibbles."""
-    packed, scales = _split(4, data, rows, columns)
+def unpack_nibbles(data: Bytes, rows: int, columns: int, scales: int = 1) -> tuple[npt.NDArray[Any], ...]:
+    """The inverse of pack_nibbles; scales: how many arrays of them there are."""
+    packed, *found = _split(4, data, rows, columns, scales)
     both = _rowwise(packed, rows, GROUP // 2)
-    return np.concatenate([both & np.uint8(15), both >> np.uint8(4)], axis=-1), scales
+    return np.concatenate([both & np.uint8(15), both >> np.uint8(4)], axis=-1), *found
 
 
 def decode_nibbles(data: Bytes, rows: int, columns: int, codes: tuple[int, ...]) -> Floats:
@@ -129,19 +132,26 @@ def _rowwise(packed: Bytes, rows: int, size: int) -> Bytes:
     return tiles.transpose(0, 3, 1, 2, 4).reshape(padded(rows, ROWS), -1, size)
 
 
-def _join(tiles: Bytes, scales: Scales) -> Bytes:
-    rows, count = scales.shape
-    sections = tiles.size, scales.nbytes
+def _join(tiles: Bytes, *scales: Scales) -> Bytes:
+    sections = tiles.size, *(part.nbytes for part in scales)
     out = aligned(total(sections))
     out[: tiles.size].reshape(tiles.shape)[...] = tiles
-    ordered = out[tiles.size : sum(sections)].view(np.float16).reshape(rows // ROWS, count, ROWS)
-    ordered[...] = scales.reshape(rows // ROWS, ROWS, count).swapaxes(1, 2)
-    out[sum(sections) :] = 0
+    at = tiles.size
+    for part in scales:
+        rows, count = part.shape
+        ordered = out[at : at + part.nbytes].view(np.float16).reshape(rows // ROWS, count, ROWS)
+        ordered[...] = part.reshape(rows // ROWS, ROWS, count).swapaxes(1, 2)
+        at += part.nbytes
+    out[at:] = 0
     return out
 
 
-def _split(bits: int, data: Bytes, rows: int, columns: int) -> tuple[Bytes, Scales]:
-    """The codes as flat bytes, and the scales [Np, Kp / 32]."""
-    codes, size = grouped_sections(bits, rows, columns)
-    tiles = data[codes : codes + size].view(np.float16).reshape(padded(rows, ROWS) // ROWS, -1, ROWS)
-    return data[:codes], tiles.swapaxes(1, 2).reshape(padded(rows, ROWS), -1)
+def _split(bits: int, data: Bytes, rows: int, columns: int, scales: int = 1) -> tuple[npt.NDArray[Any], ...]:
+    """The codes as flat bytes, and the scales, `scales` arrays [Np, Kp / 32]."""
+    codes, *sizes = grouped_sections(bits, rows, columns, scales)
+    found, at = [], codes
+    for size in sizes:
+        tiles = data[at : at + size].view(np.float16).reshape(padded(rows, ROWS) // ROWS, -1, ROWS)
+        found.append(tiles.swapaxes(1, 2).reshape(padded(rows, ROWS), -1))
+        at += size
+    return data[:codes], *found

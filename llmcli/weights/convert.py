@@ -139,11 +139,24 @@ def float_format(source: Source, tensors: Mapping[str, Tensor]) -> str:
 
 
 def kept(source: Source, tensors: Mapping[str, Tensor], wanted: str) -> str:
-    """The format that holds the source's blocks bit for bit where the format `wanted` is asked for, else `wanted`."""
-    if source.transform.startswith("mxfp4"):
-        return wanted
-    found = {_encoding(tensors[name]).kept.get(wanted, wanted) for name in source.names}
+    """The format that holds the source's blocks as they are, and as small, where the format `wanted` is asked for, else `wanted`."""
+    found = {_moved(source, tensors, name, wanted) or wanted for name in source.names}
     return found.pop() if len(found) == 1 else wanted
+
+
+def stored(source: Source, tensors: Mapping[str, Tensor]) -> str:
+    """The format that keeps most of what the source holds: its own blocks, or 5 bits for what has no more, else int8."""
+    found = {_moved(source, tensors, name) for name in source.names}
+    if len(found) == 1 and (format := found.pop()):
+        return format
+    few = not source.transform.startswith("mxfp4") and all(_encoding(tensors[name]).bits <= 5 for name in source.names)
+    return "int4_offset" if few else "int8"
+
+
+def _moved(source: Source, tensors: Mapping[str, Tensor], name: str, wanted: str | None = None) -> str:
+    """The format that a tensor's blocks are moved to (for `wanted`), or ''."""
+    blocks = None if source.transform.startswith("mxfp4") else _encoding(tensors[name]).blocks
+    return blocks.format if blocks is not None and wanted in (None, blocks.wanted) else ""
 
 
 def _encoding(tensor: Tensor) -> Encoding:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -39,10 +40,25 @@ ALWAYS = {"vector": "vector", "table": "vector", "router": "f32"}
 """The format of these kinds, whatever the quantization."""
 
 
-def choose(weight: Weight, source: Source, tensors: Mapping[str, Tensor], quantization: str) -> str:
-    """The format for a weight."""
+def choose(weight: Weight, source: Source, tensors: Mapping[str, Tensor], quantization: str, keep: bool = False) -> str:
+    """The format for a weight. keep: matrices as they are stored, where a format of ours holds that."""
+    if keep and weight.kind in ("matrix", "experts"):
+        return convert.stored(source, tensors)
     chosen = ALWAYS.get(weight.kind) or FORMATS[quantization].get(weight.kind)
     return convert.kept(source, tensors, chosen) if chosen else convert.float_format(source, tensors)
+
+
+def nearest(
+    weights: Mapping[str, Weight], sources: Mapping[str, Source], tensors: Mapping[str, Tensor], ignored: tuple[str, ...] = ()
+) -> str:
+    """What a model whose matrices are kept as they are stored is called: 'int4' where most of their numbers have four bits. Arguments
+    and errors are those of write_model."""
+    convert.check(weights, sources, tensors, ignored)
+    sizes = {4: 0, 8: 0}
+    for name, weight in weights.items():
+        if weight.kind in ("matrix", "experts"):
+            sizes[formats.get(convert.stored(sources[name], tensors)).FORMAT.bits] += math.prod(weight.shape)
+    return "int4" if sizes[4] > sizes[8] else "int8"
 
 
 def write_model(
@@ -58,15 +74,16 @@ def write_model(
     progress: Progress | None = None,
     waiting: Callable[[int], None] | None = None,
     pack: Packer | None = None,
+    keep: bool = False,
 ) -> None:
     """Writes the model to `path`, replacing what is there once all is written.
 
     weights: a plan's; sources: how each is made from the reader's tensors; ignored: endings of tensor names that need
     not be used; metadata: name, source, revision and spec (packed.TEXTS; 'created' is today unless given); files: the
     contents of files that go along; progress: called with bytes; waiting: see atomic.replacing;
-    pack: does it in place of the formats.
+    pack: does it in place of the formats; keep: see `choose`.
     Raises CorruptFile, UnsupportedModel (before anything is written), NumericalError, DiskError."""
-    contents = Contents(weights, sources, reader.tensors, quantization, metadata, files, ignored, pack)
+    contents = Contents(weights, sources, reader.tensors, quantization, metadata, files, ignored, pack, keep)
     done = 0
 
     def advance(count: int) -> None:
@@ -100,13 +117,14 @@ class Contents:
         files: Mapping[str, bytes],
         ignored: tuple[str, ...] = (),
         pack: Packer | None = None,
+        keep: bool = False,
     ) -> None:
         convert.check(weights, sources, tensors, ignored)
         self.weights, self.sources, self._files = weights, sources, files
         self._packer = pack or _plain
         self.entries = {FILE + name: Entry.of("file", (len(data),)) for name, data in files.items()}
         for name, weight in weights.items():
-            self.entries[name] = Entry.of(choose(weight, sources[name], tensors, quantization), weight.shape)
+            self.entries[name] = Entry.of(choose(weight, sources[name], tensors, quantization, keep), weight.shape)
         created = datetime.date.today().isoformat()
         self.same = {"llm": __version__, **metadata, "quantization": quantization}
         """The metadata that does not depend on the day."""

@@ -38,7 +38,11 @@ def supports(op: str, format: str) -> str:
     """See backends.backend."""
     if op not in PLAIN and op not in OTHERS:
         return f"the cpu backend does not compute {op} yet"
-    return "" if not format or format in formats.names() else f"there is no format {format}"
+    if format and format not in formats.names():
+        return f"there is no format {format}"
+    if op == "embed" and format and formats.get(format).FORMAT.offset:
+        return "tables are not looked up in formats with offsets"
+    return ""
 
 
 @functools.cache
@@ -53,9 +57,9 @@ def height(rows: int) -> int:
 
 
 def family(format: str) -> str:
-    """What kernels call a weight format: 'int4' and 'int8' whatever the codes mean, or the float type."""
+    """What kernels call a weight format: 'int4', 'int4_offset' and 'int8' whatever the codes mean, or the float type."""
     record = formats.get(format).FORMAT
-    return f"int{record.bits}" if integers(format) else record.name
+    return f"int{record.bits}{'_offset' if record.offset else ''}" if integers(format) else record.name
 
 
 def integers(format: str) -> bool:

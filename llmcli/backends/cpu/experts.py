@@ -92,6 +92,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     fields = {
         **parts,
         **source,
+        "weight_offsets": at.offsets(str(name)),
         "out": out,
         "out_stride": out_stride,
         "bias": at.vector(bias),

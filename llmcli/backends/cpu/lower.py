@@ -108,6 +108,12 @@ class Lowering:
         table = self.constant(tuple(codes.tolist()), "uint8")
         return {"weights": start, "weight_scales": start + sections[0], "codes": table, "columns": columns, "rows": rows}
 
+    def offsets(self, name: str) -> int:
+        """The address of a matrix's offsets, 0 where its format has none."""
+        tensor = self.weights[name]
+        module = formats.get(tensor.format)
+        return int(tensor.data.ctypes.data) + sum(module.sections(*tensor.shape[-2:])[:2]) if module.FORMAT.offset else 0
+
 
 def _check(weight: Weight, tensor: PackedTensor) -> None:
     """Kernels trust formats and sizes."""
@@ -150,6 +156,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     tiles = -(-parts["rows"] // ROWS)
     chunk_tiles = choice.chunk_tiles(tiles, len(at.weights[matrix].data), height, at.buffers.threads)
     fields = {**parts, **source, **at.place("out", op.out[0]), "bias": at.vector(bias), "chunk_tiles": chunk_tiles, **at.scratch()}
+    fields["weight_offsets"] = at.offsets(matrix)
     return records.LINEAR, {**fields, "add": int(bool(op.params["add"]))}, choice.WHOLE, -(-tiles // chunk_tiles)
 
 

@@ -33,7 +33,8 @@ rows, 0 when T (so in every record). One chunk = one block of M rows."""
 
 LINEAR = _record(
     "LINEAR",
-    "header outputs x x_scales x_sums weights weight_scales codes bias out out_stride columns rows chunk_tiles add scratch scratch_bytes",
+    "header outputs x x_scales x_sums weights weight_scales weight_offsets codes bias out out_stride columns rows chunk_tiles add"
+    " scratch scratch_bytes",
 )
 """out [T, rows] = x @ weights.T + bias (bias 0: none); columns = real K, rows = real N; a chunk does row tiles
 chunk * chunk_tiles ...; codes: address of 16 bytes (code + 128) of int4 formats. Float formats: x is f32 [T, ...] with

@@ -189,6 +189,19 @@ def scale_add(b, acc, products, weight_scales, scales):
 
 
 @instruction(*(FLOATS[r](FLOATS[r], f32x16, intp, intp) for r in HEIGHTS))
+def offset_add(b, acc, weight_offsets, sums, scales):
+    """acc[m] = fma(weight_offsets, the sum of a group's activations, acc[m]): the i32 at sums [m] is -128 times that of their codes,
+    so the rest is exact but for one product with the f32 at scales [m]."""
+
+    def vector(m):
+        total = b.fmul(b.sitofp(load(b, sums, I32, 4 * m), F32), ir.Constant(F32, -1 / 128))
+        activations = broadcast(b, b.fmul(total, load(b, scales, F32, 4 * m)))
+        return fma(b, weight_offsets, activations, b.extract_value(acc, m))
+
+    return each(b, acc, vector)
+
+
+@instruction(*(FLOATS[r](FLOATS[r], f32x16, intp, intp) for r in HEIGHTS))
 def multiply_add(b, acc, weights, x, stride):
     """acc[m] = fma(weights, the f32 at x + m * stride, acc[m])."""
     return each(b, acc, lambda m: fma(b, weights, broadcast(b, load(b, row(b, x, stride, m), F32)), b.extract_value(acc, m)))

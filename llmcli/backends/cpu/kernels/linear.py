@@ -22,6 +22,7 @@ from llmcli.backends.cpu.kernels.dot import (
     lookup,
     low_nibbles,
     multiply_add,
+    offset_add,
     rows_of,
     scale_add,
     store_rows,
@@ -108,9 +109,9 @@ def int4_as_bytes(args, w, groups, thread):
     return scratch
 
 
-def integers(multiply, size, part, expand=None):
+def integers(multiply, size, part, expand=None, offsets=False):
     """The factory for an integer format: how a group of `size` bytes is multiplied. part: see `whole`; expand: how a tile for many
-    tokens becomes int8's first."""
+    tokens becomes int8's first; offsets: weights are code * scale + offset."""
 
     def factory(M):
         zero = zeros(M)
@@ -128,11 +129,14 @@ def integers(multiply, size, part, expand=None):
                 for block in range(first, first + blocks):
                     w = weights
                     w_scales = field(args, LINEAR.weight_scales) + matrix + tile * groups * 32
+                    w_offsets = field(args, LINEAR.weight_offsets) + matrix + tile * groups * 32
                     acc = zero()
                     for _ in range(groups):
                         products = product(load_sums(acc, x_sums), args, w, x)
                         acc = scale_add(acc, products, load_f16(w_scales), x_scales)
-                        w, w_scales = w + step, w_scales + 32
+                        if offsets:
+                            acc = offset_add(acc, load_f16(w_offsets), x_sums, x_scales)
+                        w, w_scales, w_offsets = w + step, w_scales + 32, w_offsets + 32
                         x, x_scales, x_sums = x + 32 * M, x_scales + 4 * M, x_sums + 4 * M
                     finish(args, bias, tile, block * M, acc)
 
@@ -169,6 +173,7 @@ def products(part):
     """The factories of a product in every format, whose chunks are what `part` says."""
     return {
         "int4": integers(int4_products, INT4_BYTES, part, int4_as_bytes),
+        "int4_offset": integers(int4_products, INT4_BYTES, part, int4_as_bytes, offsets=True),
         "int8": integers(int8_products, INT8_BYTES, part),
         "f32": floats(load_f32x16, 4, part),
         "f16": floats(load_f16, 2, part),
