@@ -181,10 +181,10 @@ def test_names_cannot_speak_to_the_terminal() -> None:
     ids=["tensors", "lists", "objects", "name", "metadata", "shape", "number"],
 )
 def test_bombs_are_refused_quickly(header: bytes) -> None:
-    start = time.perf_counter()
+    start = time.process_time()  # other processes may keep the machine busy
     with pytest.raises(CorruptFile):
         check_header(header, 0, "m")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def oracle(header: dict[str, Any], data_size: int) -> bool:
