@@ -122,10 +122,16 @@ def _score(past: Past, ids: Sequence[int], top: int, size: int, step: int) -> It
             yield Scored(start, ids[start])
             first += 1
         part = list(ids[start : start + size])
-        for at, result in predictions(past, part, first - start):
-            yield from _records(result, part[at : at + len(result.logits)], start + at, top)
+        yield from scored(past, part, first - start, top, start)
         first = start + len(part)
         start += step
+
+
+def scored(past: Past, ids: Sequence[int], first: int, top: int = 0, start: int = 0) -> Iterator[Scored]:
+    """Records of ids[first:], each after all before it. first: 1 or more; start: position of ids[0] in its text. Computes only what
+    `past` does not have. Raises as `Past.read` does."""
+    for at, result in predictions(past, ids, first):
+        yield from records(result, ids[at : at + len(result.logits)], start + at, top)
 
 
 def logprobs(past: Past, ids: Sequence[int], first: int) -> list[float]:
@@ -151,7 +157,7 @@ def predictions(past: Past, ids: Sequence[int], first: int) -> Iterator[tuple[in
         yield at, result
 
 
-def _records(result: Result, ids: Sequence[int], position: int, top: int) -> Iterator[Scored]:
+def records(result: Result, ids: Sequence[int], position: int, top: int) -> Iterator[Scored]:
     """Records of the tokens that the rows of a result predict; position: of the first."""
     targets = np.array(ids, np.int32)
     values, ranks = _logprobs(result, targets).tolist(), _ranks(result, targets).tolist()

@@ -126,10 +126,9 @@ NoVerify = Annotated[bool, option("--no-verify", section=MODEL, help="skip the w
 
 
 @dataclass(frozen=True, kw_only=True)
-class Model:
-    """A model and how it is run."""
+class Machine:
+    """How a model is run."""
 
-    model: ModelName = None
     context: Annotated[
         int | None,
         option("-c", "--context", section=MODEL, metavar="N", parser=count(1, 2**24), help="tokens of context (the model's, at most 4096)"),
@@ -141,12 +140,12 @@ class Model:
     ] = "cpu"
     no_verify: NoVerify = False
 
-    def load(self, console: Console, chat: bool = False) -> Engine:
-        """The engine that these options mean; chat: for conversations, where the model has them."""
+    def open(self, name: str | None, console: Console, chat: bool = False) -> Engine:
+        """The engine of the model `name` with these options; chat: for conversations, where the model has them."""
         from llmcli import engine
 
         return engine.load(
-            self.model,
+            name,
             context=self.context,
             threads=self.threads,
             backend=self.device,
@@ -155,6 +154,17 @@ class Model:
             chat=chat,
             notify=console.note,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Machine):
+    """A model and how it is run."""
+
+    model: ModelName = None
+
+    def load(self, console: Console, chat: bool = False) -> Engine:
+        """The engine that these options mean."""
+        return self.open(self.model, console, chat)
 
 
 DRAW = "Sampling (the model's generation_config.json, else these)"

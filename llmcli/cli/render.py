@@ -6,7 +6,7 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmcli.cli.console import Answer
 
@@ -20,6 +20,19 @@ DIM, PLAIN = "\x1b[2m", "\x1b[0m"
 
 Thoughts = Literal["hidden", "dim", "tagged"]
 """How thoughts are written: not at all; in dim letters; between <think> and </think>, whatever the model's own markers are."""
+
+
+class Writer(Protocol):
+    """What shows a generation."""
+
+    def step(self, step: Step, pieces: list[Piece], part: str) -> None:
+        """pieces: the step's text, by part; part: of its token."""
+
+    def end(self, summary: dict[str, Any]) -> None:
+        """After the last step; summary: as in docs/json.md, without the tokens."""
+
+    def stop(self) -> None:
+        """Instead of `end`, after an error or an interrupt."""
 
 
 class TextWriter:

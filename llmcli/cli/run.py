@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
 from llmcli.cli.options import OUTPUT, Answering, Common, Model, Output, Text, option
-from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter, Thoughts
+from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter, Thoughts, Writer
 from llmcli.cli.stats import Stats
 from llmcli.errors import UsageError
 
@@ -36,7 +38,11 @@ cat notes.txt | llm run "In short:"           # the pipe, then the argument
 llm run -f story.txt -n 50 -o more.txt        # from a file into a file
 llm run "The cat" --seed 7 --temp 0.7 --stop "." --stats
 llm run "The cat" --temp 0 -n 5 --jsonl --probs 3
+llm run "The cat" --probs 5 --html cat.html   # a page with the roads not taken
 """
+
+LISTED = 5
+"""Alternatives at each place of a page, without --probs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +50,9 @@ class Options(Text, Answering, Output, Model, Common):
     json: Annotated[bool, option("--json", section=OUTPUT, help="one JSON object at the end")] = False
     jsonl: Annotated[bool, option("--jsonl", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
     no_stream: Annotated[bool, option("--no-stream", section=OUTPUT, help="nothing until the text is complete")] = False
+    html: Annotated[
+        Path | None, option("--html", section=OUTPUT, metavar="FILE", help="a page for a browser as well; lists 5 without --probs")
+    ] = None
 
     @property
     def plain(self) -> bool:
@@ -54,7 +63,7 @@ class Options(Text, Answering, Output, Model, Common):
 def execute(options: Options, console: Console) -> int:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
-    if options.plain and not (options.output or options.no_stream) and stdin.nobody_wrote(options) and is_terminal(sys.stdout):
+    if options.plain and not (options.output or options.no_stream or options.html) and stdin.nobody_wrote(options) and is_terminal(sys.stdout):
         from llmcli.cli import chat
 
         return chat.execute(chat.Options(**{name: getattr(options, name) for name in chat.SHARED}), console)
@@ -65,9 +74,9 @@ def execute(options: Options, console: Console) -> int:
 
         tokens = encode(engine, options, prompt)
         settings = settings_for(engine, options.overrides())
-        with open_answer(options.output) as answer:
+        with open_answer(options.output) as answer, _page(options, engine, tokens) as page:
             _show_prompt(options, console, prompt, engine)
-            _answer(engine, tokens, settings, options, answer, console)
+            _answer(engine, tokens, settings, options, [_writer(options, answer, console), *page], console)
     return 0
 
 
@@ -84,30 +93,47 @@ def encode(engine: Engine, options: Options, prompt: str) -> Prompt:
     return engine.prompt(messages, options.think)
 
 
-def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options, answer: Answer, console: Console) -> None:
+def _writer(options: Options, answer: Answer, console: Console) -> Writer:
+    if options.json:
+        return JsonWriter(answer)
+    if options.jsonl:
+        return JsonLinesWriter(answer)
+    return TextWriter(answer, not options.no_stream, show_thoughts(options, answer, console))
+
+
+@contextlib.contextmanager
+def _page(options: Options, engine: Engine, prompt: Prompt) -> Iterator[list[Writer]]:
+    """The page that --html asks for, or none."""
+    if options.html is None:
+        yield []
+        return
+    from llmcli.cli import page
+
+    with page.opened(options.html, f"llm run, {engine.name}", page.RUN, engine.tokenizer) as found:
+        yield [page.RunWriter(found, engine.tokenizer, prompt.ids)]
+
+
+def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options, writers: list[Writer], console: Console) -> None:
     from llmcli.generate import generate
 
-    if options.json:
-        writer: TextWriter | JsonWriter | JsonLinesWriter = JsonWriter(answer)
-    elif options.jsonl:
-        writer = JsonLinesWriter(answer)
-    else:
-        writer = TextWriter(answer, not options.no_stream, show_thoughts(options, answer, console))
     stats, splitter = Stats(engine, len(prompt.ids)), prompt.splitter()
     listed: list[Step] = []
     try:
-        for step in generate(engine, prompt.ids, settings, options.probs, shown=prompt.shown):
+        for step in generate(engine, prompt.ids, settings, options.probs or (LISTED if options.html else 0), shown=prompt.shown):
             part = splitter.part
             pieces = splitter.feed(step.text) + (splitter.finish() if step.finish else [])
             stats.count(step, pieces)
-            writer.step(step, pieces, splitter.part if part == "answer" else part)
+            for writer in writers:
+                writer.step(step, pieces, splitter.part if part == "answer" else part)
             if options.probs and step.id is not None and options.plain:
                 listed.append(step)
     except BaseException:
-        with contextlib.suppress(OSError):
-            writer.stop()
+        for writer in writers:
+            with contextlib.suppress(OSError):
+                writer.stop()
         raise
-    writer.end(stats.summary(settings) | {"prompt_ids": prompt.ids})
+    for writer in writers:
+        writer.end(stats.summary(settings) | {"prompt_ids": prompt.ids})
     for step in listed:
         console.say(bars.alternatives(step))
     if splitter.thinking:

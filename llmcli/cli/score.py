@@ -7,13 +7,15 @@ import functools
 import math
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 from llmcli.cli import bars, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
 from llmcli.cli.heat import Column, Painter, Rows, legend, surprise
+from llmcli.cli.lines import Lines
 from llmcli.cli.options import OUTPUT, TEXT, Common, Model, Output, count, option
 from llmcli.cli.progress import Report, progress
 from llmcli.cli.render import SCHEMA, to_line
@@ -21,6 +23,7 @@ from llmcli.cli.tokens import Tokens, read_ids
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
+    from llmcli.cli.page import TextPage
     from llmcli.engine import Engine
     from llmcli.scoring import Scored, Totals
     from llmcli.text.tokenizer import Tokenizer
@@ -66,6 +69,9 @@ class Options(Tokens, Output, Model, Common):
     table: Annotated[bool, option("--table", section=OUTPUT, help="a row a token, also on a terminal")] = False
     json: Annotated[bool, option("--json", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
     k: Annotated[int, option("-k", section=OUTPUT, metavar="K", parser=count(0, 10_000), help="the K likeliest at each place (1)")] = 1
+    html: Annotated[
+        Path | None, option("--html", section=OUTPUT, metavar="FILE", help="a page for a browser as well; without a table, the totals here")
+    ] = None
 
 
 def execute(options: Options, console: Console) -> int:
@@ -87,14 +93,21 @@ def execute(options: Options, console: Console) -> int:
         if len(ids) > window:
             console.note(f"the text is read in windows of {window:,} tokens that overlap by {window - stride:,}")
         stream, totals = Stream(tokenizer), scoring.Totals()
-        with open_answer(options.output) as answer, _progress(options, console, len(ids)) as report:
-            writer = _writer(options, console, answer, tokenizer)
-            for token in scoring.score(engine, ids, writer.top, window, stride):
+        with (
+            open_answer(options.output) as answer,
+            _page(options, engine) as page,
+            _progress(options, console, len(ids)) as report,
+        ):
+            writers = [_writer(options, console, answer, tokenizer), *page]
+            for token in scoring.score(engine, ids, max(writer.top for writer in writers), window, stride):
                 data, piece = stream.feed_bytes(token.id)
                 totals.add(token, len(data))
-                writer.token(token, piece)
+                for writer in writers:
+                    writer.token(token, piece)
                 report("scoring", token.position + 1, len(ids))
-            writer.end(stream.finish(), _summary(engine, totals, window, stride))
+            rest, summary = stream.finish(), _summary(engine, totals, window, stride)
+            for writer in writers:
+                writer.end(rest, summary)
     return 0
 
 
@@ -108,9 +121,21 @@ def _progress(options: Options, console: Console, tokens: int) -> Iterator[Repor
         yield lambda what, done, total: None if done % 256 and done != total else report(what, done, total)
 
 
+@contextlib.contextmanager
+def _page(options: Options, engine: Engine) -> Iterator[list[Writer]]:
+    """The page that --html asks for, or none."""
+    if options.html is None:
+        yield []
+        return
+    from llmcli.cli import page
+
+    with page.opened(options.html, f"llm score, {engine.name}", page.SCORE, engine.tokenizer) as found:
+        yield [PageWriter(found, max(options.k, page.TOP))]
+
+
 class Writer(Protocol):
     top: int
-    """How many of the likeliest tokens it wants to know."""
+    """How many of the likeliest tokens it wants to know; it may be told more."""
 
     def token(self, token: Scored, piece: str) -> None:
         """piece: the text that this token completes."""
@@ -122,6 +147,8 @@ class Writer(Protocol):
 def _writer(options: Options, console: Console, answer: Answer, tokenizer: Tokenizer) -> Writer:
     if options.json:
         return JsonLines(answer, tokenizer, options.k)
+    if options.html is not None and not options.table:
+        return TotalsLine(answer)
     if options.table or options.output is not None or not console.colored(sys.stdout):
         terminal = options.output is None and is_terminal(sys.stdout)
         return Table(answer, tokenizer, options.k, shutil.get_terminal_size().columns if terminal else 0)
@@ -153,21 +180,30 @@ class Heat:
         )
 
 
-class Lines:
-    """Lines on their way out, some at a time: a system call for each would take as long as making it."""
+class TotalsLine:
+    """The last line alone, for texts that are looked at elsewhere."""
 
-    def __init__(self, write: Callable[[str], None]) -> None:
-        self._write = write
-        self._held: list[str] = []
+    top = 0
 
-    def add(self, line: str) -> None:
-        self._held.append(line)
-        if len(self._held) == 64:
-            self.flush()
+    def __init__(self, answer: Answer) -> None:
+        self._answer = answer
 
-    def flush(self) -> None:
-        self._write("".join(self._held))
-        self._held.clear()
+    def token(self, token: Scored, piece: str) -> None:
+        """Nothing of a single one."""
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        self._answer.write_styled(totals_line(summary))
+
+
+class PageWriter:
+    """A page for a browser."""
+
+    def __init__(self, page: TextPage, top: int) -> None:
+        self._page, self.top = page, top
+        self.token = page.scored
+
+    def end(self, rest: str, summary: dict[str, Any]) -> None:
+        self._page.end(rest, [totals_line(summary).rstrip()])
 
 
 class Table:
@@ -183,7 +219,7 @@ class Table:
         numbers = ["", "", ""]
         if token.rank:
             numbers = [bars.percent(math.exp(token.logprob)), f"{token.bits:.2f}", f"{token.rank}"]
-        others = "  ".join(f"{self._name(number)} {bars.percent(math.exp(value))}" for number, value in token.top)
+        others = "  ".join(f"{self._name(number)} {bars.percent(math.exp(value))}" for number, value in token.top[: self.top])
         cells = [str(token.position), self._name(token.id), str(token.id), *numbers, others]
         self._lines.add(self._rows.row(cells))
 
@@ -210,7 +246,7 @@ class JsonLines:
             record |= dict.fromkeys(("logprob", "rank", "surprise_bits", "entropy_bits"))
         if self.top:
             unknown = {"final_prob": None, "removed_by": None}  # nothing is drawn here
-            record["top"] = [{**self._named(number), "logprob": value, **unknown} for number, value in token.top]
+            record["top"] = [{**self._named(number), "logprob": value, **unknown} for number, value in token.top[: self.top]]
         self._lines.add(to_line(record))
 
     def _find_named(self, number: int) -> dict[str, Any]:
