@@ -38,7 +38,7 @@ class Answered:
     right_normalised: bool | None
     """The same by log-probability per character, which does not favour short answers; None for a single answer."""
     logprob: float
-    """Natural logarithm of the right answer's probability."""
+    """Natural logarithm of the right answer's probability, after the text."""
     cut: bool
     """Whether the beginning of the text did not fit into the context."""
 
@@ -49,8 +49,10 @@ def _lambada(record: dict[str, Any]) -> Question:
 
 
 def _hellaswag(record: dict[str, Any]) -> Question:
-    text, gold = record["query"], record["gold"]
-    answers = tuple(joined(text, choice) for choice in record["choices"])
+    text, choices, gold = record["query"], record["choices"], record["gold"]
+    if not isinstance(choices, list):
+        raise ValueError("choices is no list")
+    answers = tuple(joined(text, choice) for choice in choices)
     if type(gold) is not int or not 0 <= gold < len(answers) or len(answers) < 2:
         raise ValueError("gold is no index of choices")
     return Question(text, answers, gold)
@@ -88,10 +90,10 @@ def ask(past: Past, asked: list[Question]) -> Iterator[Answered]:
         cut = any(one[2] for one in found)
         if len(found) == 1:
             yield Answered(found[0][1], None, logprob, cut)
-            continue
-        sums = [one[0] for one in found]
-        each = [total / len(answer.strip()) for total, answer in zip(sums, question.answers, strict=True)]
-        yield Answered(sums.index(max(sums)) == gold, each.index(max(each)) == gold, logprob, cut)
+        else:
+            sums = [one[0] for one in found]
+            each = [total / len(answer.strip()) for total, answer in zip(sums, question.answers, strict=True)]
+            yield Answered(sums.index(max(sums)) == gold, each.index(max(each)) == gold, logprob, cut)
 
 
 def _answer(past: Past, text: str, answer: str) -> tuple[float, bool, bool]:

@@ -17,7 +17,7 @@ from llmcli.cli.tokens import Tokens
 from llmcli.errors import UsageError
 
 if TYPE_CHECKING:
-    from llmcli.comparing import Differences
+    from llmcli.compare import Differences
     from llmcli.engine import Engine
 
 READING = "How it is read"
@@ -63,12 +63,12 @@ def execute(options: Options, console: Console) -> int:
     text = stdin.gather(options, console)
     with contextlib.ExitStack() as stack:
         a, b = (stack.enter_context(contextlib.closing(options.open(name, console))) for name in options.model)
-        from llmcli import comparing, scoring
+        from llmcli import compare, scoring
         from llmcli.text.tokenizer import Stream
 
-        comparing.check(a, b)
+        compare.check(a, b)
         ids, others = (options.encoder(engine.name, engine.tokenizer, engine.template)(text) for engine in (a, b))
-        comparing.check_ids(a, b, ids, others)
+        compare.check_ids(a, b, ids, others)
         ids = ids[: options.limit]
         window, stride = scoring.windows(min(a, b, key=lambda engine: engine.context), options.window, options.stride)
         answer, report = stack.enter_context(open_answer(options.output)), stack.enter_context(progress(console))
@@ -81,8 +81,8 @@ def execute(options: Options, console: Console) -> int:
             file = stack.enter_context(page.opened(options.html, f"llm diff, {a.name} and {b.name}", words, a.tokenizer))
             writers.append(PageWriter(file))
         most = max([options.k, *([page.TOP] if options.html else [])])
-        differences, stream, before = comparing.Differences(options.worst), Stream(a.tokenizer), ""
-        for token in comparing.compare(a, b, ids, most, window, stride):
+        differences, stream, before = compare.Differences(options.worst), Stream(a.tokenizer), ""
+        for token in compare.compare(a, b, ids, most, window, stride):
             data, piece = stream.feed_bytes(token.a.id)
             differences.add(token, len(data), before)
             before = (before + piece)[-BEFORE:]

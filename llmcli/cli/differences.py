@@ -17,7 +17,7 @@ from llmcli.text import escape
 
 if TYPE_CHECKING:
     from llmcli.cli.page import TextPage
-    from llmcli.comparing import Compared, Differences
+    from llmcli.compare import Compared, Differences
     from llmcli.scoring import Scored
     from llmcli.text.tokenizer import Tokenizer
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import math
 import sys
 from dataclasses import dataclass
@@ -94,22 +93,21 @@ def _questions(engine: Engine, text: str, options: Options, report: Report) -> d
     from llmcli.past import Past
 
     asked = evaluation.questions(options.kind, text)[: options.limit]
-    right = normalised = cut = 0
-    logprobs: list[float] = []
-    several = False
+    found = []
     with Past(engine) as past:
-        for done, one in zip(itertools.count(1), evaluation.ask(past, asked), strict=False):
-            right += one.right
-            normalised += bool(one.right_normalised)
-            several = one.right_normalised is not None
-            cut += one.cut
-            logprobs.append(one.logprob)
-            report("asking", done, len(asked))
-    count = len(asked)
-    found = {"questions": count, "right": right, "accuracy": right / count, "accuracy_interval": wilson(right, count)}
-    found |= {"right_normalised": normalised if several else None, "accuracy_normalised": normalised / count if several else None}
-    found |= {"accuracy_normalised_interval": wilson(normalised, count) if several else None}
-    return found | {"answer_perplexity": _exp(-math.fsum(logprobs) / count), "cut": cut}
+        for one in evaluation.ask(past, asked):
+            found.append(one)
+            report("asking", len(found), len(asked))
+    count, right = len(found), sum(one.right for one in found)
+    record = {"questions": count, "right": right, "accuracy": right / count, "accuracy_interval": wilson(right, count)}
+    record |= dict.fromkeys(("right_normalised", "accuracy_normalised", "accuracy_normalised_interval", "answer_perplexity"))
+    if found[0].right_normalised is None:
+        record["answer_perplexity"] = _exp(-math.fsum(one.logprob for one in found) / count)
+    else:
+        normalised = sum(bool(one.right_normalised) for one in found)
+        record |= {"right_normalised": normalised, "accuracy_normalised": normalised / count}
+        record["accuracy_normalised_interval"] = wilson(normalised, count)
+    return record | {"cut": sum(one.cut for one in found)}
 
 
 def _exp(mean: float) -> float:
@@ -126,14 +124,11 @@ def _lines(found: dict[str, Any]) -> str:
             f"{found['scored_tokens']:,} tokens scored in windows of {found['window']:,}, stride {found['stride']:,}, {found['model']}"
         ]
         return "\n".join(lines) + "\n"
-    lines = [_share("accuracy", found["accuracy"], found["accuracy_interval"])]
+    lines = [_share("accuracy                ", found["accuracy"], found["accuracy_interval"])]
     if found["accuracy_normalised"] is None:
-        lines.append(f"perplexity  {found['answer_perplexity']:.4g} of an answer as a whole")
+        lines.append(f"perplexity of an answer   {found['answer_perplexity']:.4g}")
     else:
-        lines = [
-            _share("accuracy                ", found["accuracy"], found["accuracy_interval"]),
-            _share("accuracy, per character ", found["accuracy_normalised"], found["accuracy_normalised_interval"]),
-        ]
+        lines.append(_share("accuracy, per character ", found["accuracy_normalised"], found["accuracy_normalised_interval"]))
     cut = f", {found['cut']:,} of them cut to fit into the context" if found["cut"] else ""
     return "\n".join([*lines, f"{found['questions']:,} questions of {found['kind']}{cut}, {found['model']}"]) + "\n"
 

@@ -15,7 +15,7 @@ from llmcli.pages.page import DIVERGENCE, SURPRISE, Choice, Name, Page, Scale
 from llmcli.text.tokenizer import Stream
 
 if TYPE_CHECKING:
-    from llmcli.comparing import Compared
+    from llmcli.compare import Compared
     from llmcli.generate import Step
     from llmcli.scoring import Scored
     from llmcli.text.thinking import Piece

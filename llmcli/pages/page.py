@@ -116,7 +116,7 @@ class Page:
 
 
 def _text(text: str) -> str:
-    """As HTML; what would be obeyed is shown, and newlines are marked."""
+    """As HTML; what would be obeyed is shown, a carriage return without its newline too, and newlines are marked."""
     shown = escape.Escape()
     return html.escape(shown.feed(text) + shown.finish(), quote=False).replace("\n", "<u></u>\n")
 
