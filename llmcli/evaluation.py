@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from llmcli.choices import joined
+from llmcli.engine import Engine
 from llmcli.errors import InputError
 from llmcli.past import Past, common
 from llmcli.scoring import scored
@@ -80,20 +81,20 @@ def questions(kind: str, text: str) -> list[Question]:
     return found
 
 
-def ask(past: Past, asked: list[Question]) -> Iterator[Answered]:
-    """A result for each question, in order. past: is read on and cut back, so that answers share their question's tokens.
-    Raises InputError for an answer that does not fit into the context, NumericalError."""
-    for question in asked:
-        found = [_answer(past, question.text, answer) for answer in question.answers]
-        gold = question.gold
-        logprob = found[gold][0]
-        cut = any(one[2] for one in found)
-        if len(found) == 1:
-            yield Answered(found[0][1], None, logprob, cut)
-        else:
-            sums = [one[0] for one in found]
-            each = [total / len(answer.strip()) for total, answer in zip(sums, question.answers, strict=True)]
-            yield Answered(sums.index(max(sums)) == gold, each.index(max(each)) == gold, logprob, cut)
+def ask(engine: Engine, asked: Sequence[Question]) -> Iterator[Answered]:
+    """A result for each question, in order. Raises InputError for an answer that does not fit into the context, NumericalError."""
+    with Past(engine) as past:  # read on and cut back, so that answers share their question's tokens
+        for question in asked:
+            yield _answered(question, [_answer(past, question.text, answer) for answer in question.answers])
+
+
+def _answered(question: Question, found: Sequence[tuple[float, bool, bool]]) -> Answered:
+    gold = question.gold
+    sums, cut = [logprob for logprob, _, _ in found], any(over for _, _, over in found)
+    if len(found) == 1:
+        return Answered(found[0][1], None, sums[0], cut)
+    each = [total / len(answer.strip()) for total, answer in zip(sums, question.answers, strict=True)]
+    return Answered(sums.index(max(sums)) == gold, each.index(max(each)) == gold, sums[gold], cut)
 
 
 def _answer(past: Past, text: str, answer: str) -> tuple[float, bool, bool]:

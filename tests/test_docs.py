@@ -227,6 +227,8 @@ COMMAND_LINES = {
     "llm run --jsonl": ["run", "The cat", "-n", "1", "--temp", "0", "--jsonl"],
     "llm next --json": ["next", "The cat", "-k", "1", "--json"],
     "llm score --json": ["score", "The cat", "--json"],
+    "llm diff --json": ["diff", "-m", "demo", "-m", "demo", "The cat", "--json", "--worst", "1"],
+    "llm eval --json": ["eval", "perplexity", str(ROOT / "LICENSE"), "--limit", "100", "--json"],
     "llm tokenize --json": ["tokenize", "The cat", "--json"],
     "llm list --json": ["list", "--json"],
     "llm models --json": ["models", "--json"],

@@ -13,7 +13,6 @@ from llmcli import engine as engines
 from llmcli import evaluation
 from llmcli.errors import InputError
 from llmcli.intervals import wilson
-from llmcli.past import Past
 from llmcli.scoring import score
 from test_look import STORY, answer, llm, refused
 
@@ -53,14 +52,14 @@ def slow(kind: str, record: dict[str, Any]) -> tuple[bool, bool | None, float]:
 
 @pytest.mark.parametrize(("kind", "asked"), [("hellaswag", STORIES), ("lambada", WORDS)])
 def test_answers_are_those_of_the_slow_twin(kind: str, asked: list[dict[str, Any]]) -> None:
-    with engines.opened("demo") as engine, Past(engine) as past:
-        found = list(evaluation.ask(past, evaluation.questions(kind, lines(asked))))
+    with engines.opened("demo") as engine:
+        found = list(evaluation.ask(engine, evaluation.questions(kind, lines(asked))))
     assert [(one.right, one.right_normalised, one.logprob) for one in found] == [slow(kind, record) for record in asked]
     assert any(one.right for one in found) and not all(one.right for one in found) and not any(one.cut for one in found)
 
 
 def test_a_question_is_computed_once() -> None:
-    with engines.opened("demo") as engine, Past(engine) as past:
+    with engines.opened("demo") as engine:
         computed = []
         run = engine.run
 
@@ -70,18 +69,18 @@ def test_a_question_is_computed_once() -> None:
 
         engine.run = counted  # type: ignore[method-assign]
         question = {"query": "word " * 100, "choices": ["dog", "cat", "bird"], "gold": 1}
-        list(evaluation.ask(past, evaluation.questions("hellaswag", lines([question]))))
+        list(evaluation.ask(engine, evaluation.questions("hellaswag", lines([question]))))
     assert 100 < sum(computed) < 120
 
 
 def test_a_text_that_does_not_fit_loses_its_beginning() -> None:
-    with engines.opened("demo", context=20) as engine, Past(engine) as past:
+    with engines.opened("demo", context=20) as engine:
         record = {"context": "The dog ran. " * 20 + "Once upon a", "continuation": "time"}
-        [found] = evaluation.ask(past, evaluation.questions("lambada", lines([record])))
+        [found] = evaluation.ask(engine, evaluation.questions("lambada", lines([record])))
         assert found.cut and found.right
         record = {"query": "The", "choices": ["dog", "dog " * 20], "gold": 0}
         with pytest.raises(InputError, match="does not fit"):
-            list(evaluation.ask(past, evaluation.questions("hellaswag", lines([record]))))
+            list(evaluation.ask(engine, evaluation.questions("hellaswag", lines([record]))))
 
 
 @pytest.mark.parametrize(

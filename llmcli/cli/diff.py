@@ -22,7 +22,20 @@ if TYPE_CHECKING:
 
 READING = "How it is read"
 
-EXAMPLE = "llm diff -m NAME:int8 -m NAME:int4 -f story.txt"
+ABOUT = """
+Shows how far the second model's distributions of the next token are from the first one's, on the same text: KL divergence in nats
+and how often the likeliest token is the same, with 95% intervals, and the places of most disagreement. The models may be two
+quantizations of one, or any two that share a tokenizer.
+
+Both read the text side by side, so that no file of logits is needed. llm eval measures a single model.
+"""
+
+EXAMPLE = """
+llm diff -m NAME:int8 -m NAME:int4 -f story.txt
+llm diff -m NAME:none -m NAME:int8 -f story.txt --limit 10000 --json
+llm diff -m A -m B "The cat sat on the moon." --table
+llm diff -m A -m B -f story.txt --html diff.html
+"""
 
 BEFORE = 40
 """Characters that are shown of the text before a token."""

@@ -23,7 +23,18 @@ if TYPE_CHECKING:
 
 WHAT = "What is measured"
 
-EXAMPLE = "llm eval lambada lambada.jsonl --limit 100"
+ABOUT = """
+Measures a model on a file. perplexity: how well it predicts a text, in windows. lambada: how often it finds the last word of a passage.
+hellaswag: how often the right one of several endings is the likeliest, as a whole and by character. Each figure has a 95% interval.
+
+For questions, a line of the file is a JSON object: {"context", "continuation"} for lambada, {"query", "choices", "gold"} for hellaswag.
+"""
+
+EXAMPLE = """
+llm eval lambada lambada.jsonl --limit 100
+llm eval hellaswag hellaswag.jsonl -m NAME:int4 --json
+llm eval perplexity story.txt --window 512 --stride 256
+"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +101,12 @@ def _perplexity(engine: Engine, text: str, options: Options, report: Report) -> 
 
 def _questions(engine: Engine, text: str, options: Options, report: Report) -> dict[str, Any]:
     from llmcli import evaluation
-    from llmcli.past import Past
 
     asked = evaluation.questions(options.kind, text)[: options.limit]
     found = []
-    with Past(engine) as past:
-        for one in evaluation.ask(past, asked):
-            found.append(one)
-            report("asking", len(found), len(asked))
+    for one in evaluation.ask(engine, asked):
+        found.append(one)
+        report("asking", len(found), len(asked))
     count, right = len(found), sum(one.right for one in found)
     record = {"questions": count, "right": right, "accuracy": right / count, "accuracy_interval": wilson(right, count)}
     record |= dict.fromkeys(("right_normalised", "accuracy_normalised", "accuracy_normalised_interval", "answer_perplexity"))

@@ -63,7 +63,12 @@ class Options(Text, Answering, Output, Model, Common):
 def execute(options: Options, console: Console) -> int:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
-    if options.plain and not (options.output or options.no_stream or options.html) and stdin.nobody_wrote(options) and is_terminal(sys.stdout):
+    if (
+        options.plain
+        and not (options.output or options.no_stream or options.html)
+        and stdin.nobody_wrote(options)
+        and is_terminal(sys.stdout)
+    ):
         from llmcli.cli import chat
 
         return chat.execute(chat.Options(**{name: getattr(options, name) for name in chat.SHARED}), console)

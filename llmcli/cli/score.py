@@ -40,6 +40,7 @@ EXAMPLE = """
 llm score "The cat sat on the moon."          # coloured by surprise on a terminal
 llm score "The cat sat on the moon." --table
 llm score -f essay.txt --json > tokens.jsonl
+llm score -f essay.txt --html essay.html      # a page: point at a token
 llm run "The cat" --json | llm score --ids    # the same numbers again
 """
 
