@@ -5,6 +5,8 @@ Skipped with a message where the package playwright or the program chromium is m
 
 from __future__ import annotations
 
+import json
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -71,8 +73,9 @@ def test_the_pointer_shows_alternatives(view: Callable[..., Any], tmp_path: Path
     tab = view(file)
     assert card(tab) == "" and tab.locator("main").inner_text() == "<|endoftext|>" + STORY
     tab.locator(TOKENS).nth(9).hover()
-    shown = card(tab)
-    assert shown.startswith("\u2423dog") and "8.03 bits" in shown and "\u2423girl" in shown and "68.94%" in shown
+    shown, record = card(tab), json.loads(answer(llm("score", STORY, "--json")).splitlines()[9])
+    assert shown.startswith("\u2423dog") and f"{record['surprise_bits']:.2f} bits" in shown
+    assert "\u2423girl" in shown and f"{100 * math.exp(record['top'][0]['logprob']):.2f}%" in shown
     assert tab.locator("aside tr").count() == 5 and "dog" in tab.locator("main .now").inner_text()
     widths = [tab.locator("aside td div").nth(i).bounding_box()["width"] for i in range(3)]
     assert widths[0] > 2 * widths[1] > 0

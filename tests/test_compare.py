@@ -30,7 +30,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """Paths of a random model in float32 and in int4."""
     folder = tmp_path_factory.mktemp("compare")
     source = write_folder(folder / "source")
-    one, other = (acquire.import_folder(source, q, "random", path=folder / f"random-{q}.safetensors") for q in ("none", "int4"))
+    one, other = (acquire.import_model(source, q, "random", path=folder / f"random-{q}.safetensors") for q in ("none", "int4"))
     return str(one), str(other)
 
 
@@ -142,7 +142,7 @@ def test_what_cannot_be_compared(both: tuple[Engine, Engine], tmp_path: Path) ->
     vocab[names[300]], vocab[names[301]] = 301, 300
     (other / "tokenizer.json").write_text(json.dumps(tokenizer), "utf-8")
     for folder, why in ((smaller, "4,096 and 4,104 tokens"), (other, "token 300 is ")):
-        path = acquire.import_folder(folder, "int8", folder.name, path=tmp_path / f"{folder.name}-int8.safetensors")
+        path = acquire.import_model(folder, "int8", folder.name, path=tmp_path / f"{folder.name}-int8.safetensors")
         with engines.opened(str(path), context=300) as different, pytest.raises(TokenizerMismatch, match=why):
             list(compare(a, different, [1, 2]))
     with pytest.raises(TokenizerMismatch, match="from token 2 on"):
@@ -198,5 +198,5 @@ def test_diff_refuses(models: tuple[str, str], data_dir: Path, tmp_path: Path) -
     assert "Give it twice" in refused(llm("diff", "-m", models[0], "x"), 2)
     assert "3 times" in refused(llm("diff", *("-m", models[0]) * 3, "x"), 2)
     refused(llm("diff", "-m", models[0], "-m", models[1], "x", "--json", "--table"), 2)
-    other = str(acquire.import_folder(data_dir / "models" / "stories260k", "int8", "tiny", path=tmp_path / "tiny-int8.safetensors"))
+    other = str(acquire.import_model(data_dir / "models" / "stories260k", "int8", "tiny", path=tmp_path / "tiny-int8.safetensors"))
     assert "share a tokenizer" in refused(llm("diff", "-m", "demo", "-m", other, "x"), 2)

