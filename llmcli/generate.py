@@ -19,7 +19,7 @@ from llmcli.sampling.settings import Settings, from_generation_config
 from llmcli.text.stops import Stops
 from llmcli.text.tokenizer import Stream, Tokenizer
 
-__all__ = ["Candidate", "NextTokens", "Settings", "Step", "generate", "next_tokens", "settings_for"]
+__all__ = ["Candidate", "Continuation", "NextTokens", "Settings", "Step", "generate", "next_tokens", "settings_for"]
 
 
 @dataclass(frozen=True)
@@ -93,31 +93,44 @@ def generate(
         yield from _steps(engine, own, list(ids), settings, probs, shown)
 
 
-def _steps(engine: Engine, past: Past, history: list[int], settings: Settings, probs: int, shown: Set[int]) -> Iterator[Step]:
-    stream, stops = Stream(engine.tokenizer, history, shown), Stops(settings.stop)
-    prompt = len(history)
-    distribution = past.read(history)
-    while True:
-        position = len(history)
-        filtered = filters.apply(distribution, settings, history)
+def _steps(engine: Engine, past: Past, ids: list[int], settings: Settings, probs: int, shown: Set[int]) -> Iterator[Step]:
+    text = Continuation(engine, ids, settings, probs, shown)
+    step = text.draw(past.read(ids))
+    while step.finish is None:
+        yield step
+        step = text.draw(past.append(text.ids[-1:]))
+    yield step
+
+
+class Continuation:
+    """A text that grows: from each distribution a token, and the text that it completes. What computes is elsewhere, so that several
+    of them may share a step."""
+
+    def __init__(self, engine: Engine, ids: Sequence[int], settings: Settings, probs: int = 0, shown: Set[int] = frozenset()) -> None:
+        """As for `generate`; ids: the prompt, which stays the caller's."""
+        self.ids = list(ids)
+        """The prompt's tokens, and those drawn but the last one of all: what the next step is computed from."""
+        self._engine, self._settings, self._probs, self._prompt = engine, settings, probs, len(ids)
+        self._stream, self._stops = Stream(engine.tokenizer, ids, shown), Stops(settings.stop)
+
+    def draw(self, distribution: Distribution) -> Step:
+        """The step that the distribution after `ids` gives. Once one has a `finish`, the text has ended."""
+        engine, settings, position = self._engine, self._settings, len(self.ids)
+        filtered = filters.apply(distribution, settings, self.ids)
         token = pick(filtered, settings.seed, position)
-        finish = _finish(engine, settings, token, position + 1 - prompt, position + 1)
-        ended = token in engine.end_ids
-        text, stopped = ("", False) if ended else stops.feed(stream.feed(token))
+        finish = _finish(engine, settings, token, position + 1 - self._prompt, position + 1)
+        text, stopped = ("", False) if token in engine.end_ids else self._stops.feed(self._stream.feed(token))
         if stopped:
             finish = "stop"
         elif finish is not None:
-            rest, stopped = stops.feed(stream.finish())
-            text += rest if stopped else rest + stops.finish()
+            rest, stopped = self._stops.feed(self._stream.finish())
+            text += rest if stopped else rest + self._stops.finish()
             finish = "stop" if stopped else finish
+        if finish is None:
+            self.ids.append(token)
         data = engine.tokenizer.token_bytes(token)
-        top = candidates(engine.tokenizer, distribution, filtered, probs)
-        logprob, rank = distribution.logprob(token), distribution.rank(token)
-        yield Step(token, text, data, position, logprob, rank, top, finish)
-        if finish is not None:
-            return
-        history.append(token)
-        distribution = past.append([token])
+        top = candidates(engine.tokenizer, distribution, filtered, self._probs)
+        return Step(token, text, data, position, distribution.logprob(token), distribution.rank(token), top, finish)
 
 
 def _finish(engine: Engine, settings: Settings, token: int, made: int, used: int) -> str | None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol, cast
@@ -55,6 +56,23 @@ class Batch:
         positions = np.arange(start, start + count, dtype=np.int32)
         owners = np.zeros(count, np.int32)
         return Batch(np.ascontiguousarray(tokens, np.int32), positions, (sequence,), owners, rows.astype(np.int32))
+
+    @staticmethod
+    def together(sequences: Several[Sequence], tokens: Ints) -> Batch:
+        """The next token of each of several sequences, which are extended for it; logits of all. Raises OutOfMemory, and the
+        sequences are then as they were."""
+        room: list[Sequence] = []
+        try:
+            for sequence in sequences:
+                sequence.extend(1)
+                room.append(sequence)
+        except BaseException:
+            for sequence in room:
+                sequence.truncate(sequence.length - 1)
+            raise
+        every = np.arange(len(room), dtype=np.int32)
+        positions = np.array([sequence.length - 1 for sequence in room], np.int32)
+        return Batch(np.ascontiguousarray(tokens, np.int32), positions, tuple(room), every, every)
 
     def check(self, plan: Plan) -> None:
         """Raises InternalError unless every position and row is in range, and InputError for an unknown token (not all

@@ -140,8 +140,8 @@ class Machine:
     ] = "cpu"
     no_verify: NoVerify = False
 
-    def open(self, name: str | None, console: Console, chat: bool = False) -> Engine:
-        """The engine of the model `name` with these options; chat: for conversations, where the model has them."""
+    def open(self, name: str | None, console: Console, chat: bool = False, texts: int = 1) -> Engine:
+        """The engine of the model `name` with these options; chat: for conversations, where the model has them; texts: in work at once."""
         from llmcli import engine
 
         return engine.load(
@@ -150,6 +150,7 @@ class Machine:
             threads=self.threads,
             backend=self.device,
             kv=self.kv,
+            texts=texts,
             verify=not self.no_verify,
             chat=chat,
             notify=console.note,
@@ -162,9 +163,9 @@ class Model(Machine):
 
     model: ModelName = None
 
-    def load(self, console: Console, chat: bool = False) -> Engine:
+    def load(self, console: Console, chat: bool = False, texts: int = 1) -> Engine:
         """The engine that these options mean."""
-        return self.open(self.model, console, chat)
+        return self.open(self.model, console, chat, texts)
 
 
 DRAW = "Sampling (the model's generation_config.json, else these)"

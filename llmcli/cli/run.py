@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from llmcli.cli import bars, stdin
+from llmcli.cli import bars, candidates, stdin
 from llmcli.cli.console import Answer, Console, is_terminal, open_answer
 from llmcli.cli.options import OUTPUT, Answering, Common, Model, Output, Text, option
 from llmcli.cli.render import JsonLinesWriter, JsonWriter, TextWriter, Thoughts, Writer
@@ -19,6 +19,7 @@ from llmcli.errors import UsageError
 if TYPE_CHECKING:
     from llmcli.engine import Engine
     from llmcli.generate import Settings, Step
+    from llmcli.text.template import Message
     from llmcli.text.thinking import Prompt
 
 
@@ -28,7 +29,9 @@ the argument, in this order. The answer goes to standard output as it is made, e
 command fits into pipes.
 
 The same seed, text and version give the same answer, whatever the number of threads. --json and --jsonl give every token with its
-probability; llm next shows a single distribution. Without a prompt, on a terminal, it is llm chat.
+probability; llm next shows a single distribution. --candidates samples several answers together and prints the best.
+
+Without a prompt, on a terminal, it is llm chat.
 """
 
 EXAMPLE = """
@@ -39,6 +42,7 @@ llm run -f story.txt -n 50 -o more.txt        # from a file into a file
 llm run "The cat" --seed 7 --temp 0.7 --stop "." --stats
 llm run "The cat" --temp 0 -n 5 --jsonl --probs 3
 llm run "The cat" --probs 5 --html cat.html   # a page with the roads not taken
+llm run "The cat" --candidates 8 -n 40 --all  # eight answers, the best first
 """
 
 LISTED = 5
@@ -46,7 +50,7 @@ LISTED = 5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(Text, Answering, Output, Model, Common):
+class Options(Text, candidates.Candidates, Answering, Output, Model, Common):
     json: Annotated[bool, option("--json", section=OUTPUT, help="one JSON object at the end")] = False
     jsonl: Annotated[bool, option("--jsonl", section=OUTPUT, help="a line of JSON a token, then a summary")] = False
     no_stream: Annotated[bool, option("--no-stream", section=OUTPUT, help="nothing until the text is complete")] = False
@@ -63,9 +67,10 @@ class Options(Text, Answering, Output, Model, Common):
 def execute(options: Options, console: Console) -> int:
     if options.json and options.jsonl:
         raise UsageError("--json and --jsonl exclude each other", todo="Use one of them")
+    options.check(options.jsonl or options.html is not None)
     if (
         options.plain
-        and not (options.output or options.no_stream or options.html)
+        and not (options.output or options.no_stream or options.html or options.candidates)
         and stdin.nobody_wrote(options)
         and is_terminal(sys.stdout)
     ):
@@ -73,15 +78,19 @@ def execute(options: Options, console: Console) -> int:
 
         return chat.execute(chat.Options(**{name: getattr(options, name) for name in chat.SHARED}), console)
     prompt = stdin.gather(options, console)
-    engine = options.load(console, chat=not options.raw)
+    engine = options.load(console, chat=not options.raw, texts=1 + (options.candidates or 0))
     with contextlib.closing(engine):
         from llmcli.generate import settings_for
 
         tokens = encode(engine, options, prompt)
         settings = settings_for(engine, options.overrides())
-        with open_answer(options.output) as answer, _page(options, engine, tokens) as page:
-            _show_prompt(options, console, prompt, engine)
-            _answer(engine, tokens, settings, options, [_writer(options, answer, console), *page], console)
+        with open_answer(options.output) as answer:
+            if options.candidates is not None:
+                _best(engine, tokens, prompt, settings, options, answer, console)
+                return 0
+            with _page(options, engine, tokens) as page:
+                _show_prompt(options, console, prompt, engine)
+                _answer(engine, tokens, settings, options, [_writer(options, answer, console), *page], console)
     return 0
 
 
@@ -92,10 +101,12 @@ def encode(engine: Engine, options: Options, prompt: str) -> Prompt:
         from llmcli.text.thinking import Prompt
 
         return Prompt(engine.tokenizer.encode(prompt))
-    messages = [{"role": "user", "content": prompt}]
-    if options.system is not None:
-        messages.insert(0, {"role": "system", "content": options.system})
-    return engine.prompt(messages, options.think)
+    return engine.prompt(_messages(options, prompt), options.think)
+
+
+def _messages(options: Options, prompt: str) -> list[Message]:
+    system: list[Message] = [] if options.system is None else [{"role": "system", "content": options.system}]
+    return [*system, {"role": "user", "content": prompt}]
 
 
 def _writer(options: Options, answer: Answer, console: Console) -> Writer:
@@ -147,6 +158,16 @@ def _answer(engine: Engine, prompt: Prompt, settings: Settings, options: Options
         console.note(f"the text ends here because the context of {engine.context:,} tokens is full (-c N makes it larger)")
     if options.stats:
         console.say(stats.lines(settings))
+
+
+def _best(engine: Engine, tokens: Prompt, prompt: str, settings: Settings, options: Options, answer: Answer, console: Console) -> None:
+    """The best of several answers."""
+    messages = None if options.raw or engine.template is None else _messages(options, prompt)
+    writing = candidates.Writing(answer, options.json, show_thoughts(options, answer, console), options.probs, options.stats)
+    steps = candidates.respond(engine, tokens, messages, settings, options, writing, console)
+    if options.probs and options.plain:
+        for step in steps:
+            console.say(bars.alternatives(step))
 
 
 def show_thoughts(options: Answering, answer: Answer, console: Console) -> Thoughts:
