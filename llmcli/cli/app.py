@@ -22,6 +22,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "score": ("llmcli.cli.score", "Show how likely a given text is, token by token"),
     "diff": ("llmcli.cli.diff", "Show where two models disagree on a text"),
     "eval": ("llmcli.cli.evaluate", "Measure perplexity or the share of right answers"),
+    "explore": ("llmcli.cli.explore", "Walk through what a model might say"),
     "tokenize": ("llmcli.cli.tokenize", "Show the tokens of a text"),
     "models": ("llmcli.cli.models", "List well-known models by short name"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),
