@@ -77,7 +77,6 @@ OURS: dict[str, set[str]] = {
         "history",
         "responses",
         "tree",
-        "pages",
         "sampling.settings",
         "text",
     }
