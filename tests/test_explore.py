@@ -89,7 +89,7 @@ def test_write_expand_and_save(tmp_path: Path) -> None:
         terminal.type("q")
         assert terminal.end() == 0
     found = json.loads((tmp_path / "a.json").read_text("utf-8"))
-    assert len(found["nodes"]) >= 1 + 10 + 9 - 3 and found["settings"]["seed"] == 1
+    assert len(found["nodes"]) >= 1 + 10 + 1 and found["settings"]["seed"] == 1
     assert "<details" in (tmp_path / "a.html").read_text("utf-8")
 
 
