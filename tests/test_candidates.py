@@ -138,7 +138,7 @@ def test_a_conversation_is_judged_as_one(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "chat")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(config | {"chat_template": TEMPLATE}))
-    path = acquire.import_folder(folder, "int8", "chat", path=tmp_path / "chat.safetensors")
+    path = acquire.import_model(folder, "int8", "chat", path=tmp_path / "chat.safetensors")
     with llmcli.load(str(path), context=200, texts=4) as model:
         asked: list[list[Any]] = []
         engine = model._engine
