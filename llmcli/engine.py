@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from llmcli import memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
 from llmcli.errors import CorruptFile, TemplateError, UsageError
-from llmcli.formats.format import Bytes, Floats
+from llmcli.formats.format import Bytes, Floats, PackedTensor
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -49,9 +49,11 @@ Progress = Callable[[str, int, int], None]
 class Engine:
     """A model in memory. Not safe for two threads at once. Close it."""
 
-    def __init__(self, file: Packed, plan: Plan, spec: Spec, runner: backends.Runner, cache: KVCache) -> None:
+    def __init__(self, file: Packed, plan: Plan, spec: Spec, runner: backends.Runner, cache: KVCache, sinks: Mapping[int, Floats]) -> None:
         self.name = f"{file.name}:{file.quantization}"
         self.plan, self.spec, self.cache = plan, spec, cache
+        self.sinks = sinks
+        """[heads] of each layer whose attention has sinks: for those who compute its weights again."""
         self.context = plan.context
         self.memory_bytes = file.weights_size
         self.load_seconds = 0.0
@@ -115,19 +117,21 @@ def load(
     texts: int = 1,
     verify: bool = True,
     chat: bool = False,
+    taps: Collection[str] = (),
     notify: Callable[[str], None] | None = None,
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
     kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
     cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
-    the chat template is started meanwhile. notify: hears, in a line each, what takes unusually long or is out of order.
+    the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). notify: hears, in a line each, what
+    takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
     """
     start = time.perf_counter()
     module = backends.get(backend)
     with packed.open(store.find(reference)) as file:
-        spec, plan = read_plan(file, context)
+        spec, plan = read_plan(file, context, taps)
         kind = cache_type(file.quantization) if kv == "auto" else kv
         needed = sum(memory_of(file, plan, kind, texts).values()) - min(memory.resident(), RUNTIME)
         memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
@@ -140,7 +144,7 @@ def load(
         cache = KVCache(plan.cache, texts * blocks(plan), kind)
         runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
         try:
-            engine = Engine(file, plan, spec, runner, cache)
+            engine = Engine(file, plan, spec, runner, cache, _sinks(plan, weights))
         except BaseException:
             runner.close()
             raise
@@ -148,10 +152,20 @@ def load(
     return engine
 
 
-def read_plan(file: Packed, context: int | None) -> tuple[Spec, Plan]:
+def _sinks(plan: Plan, weights: Mapping[str, PackedTensor]) -> dict[int, Floats]:
+    found = {}
+    for op in plan.ops:
+        if op.kind == "attention" and op.weights[0] is not None:
+            layer = op.params["layer"]
+            assert isinstance(layer, int)
+            found[layer] = weights[op.weights[0]].vector().copy()
+    return found
+
+
+def read_plan(file: Packed, context: int | None, taps: Collection[str] = ()) -> tuple[Spec, Plan]:
     """A packed file's model, and its plan for this context. Raises CorruptFile where its weights are not the plan's, UsageError."""
     spec = Spec.from_json(file.spec)
-    plan = decoder.plan(spec, checked_context(spec, context))
+    plan = decoder.plan(spec, checked_context(spec, context), taps)
     file.check(plan.weights)
     return spec, plan
 

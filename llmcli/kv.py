@@ -138,6 +138,15 @@ class Sequence:
         self.blocks += new
         self.length += count
 
+    def keys(self, number: int) -> npt.NDArray[np.float32]:
+        """A copy of layer `number`'s keys: [kv_heads, length, D]."""
+        layer = self.cache.layers[number]
+        found = np.empty((layer.kv_heads, len(self.blocks) * BLOCK, layer.head_size), np.float32)
+        for at, block in enumerate(self.blocks):
+            keys = self.cache.keys(number, block).swapaxes(2, 3)
+            found[:, at * BLOCK : (at + 1) * BLOCK] = keys.reshape(layer.kv_heads, BLOCK, layer.head_size)
+        return found[:, : self.length]
+
     def truncate(self, length: int) -> None:
         """Forgets every position from `length` on."""
         if not 0 <= length <= self.length:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from llmcli.backends.backend import Batch, Result
 from llmcli.engine import Engine
@@ -50,6 +51,10 @@ class Past:
         self.ids += ids
         self.computed = len(ids)
         return result
+
+    def keys(self, layer: int) -> npt.NDArray[np.float32]:
+        """A copy of what a layer's attention compares queries with: [kv_heads, len(ids), head size]."""
+        return self._sequence.keys(layer)
 
     def cut(self, length: int) -> None:
         """Forgets every token from `length` on."""

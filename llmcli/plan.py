@@ -83,6 +83,8 @@ class Plan:
     context: int
     logits: int
     """Number of the buffer that holds logits [R, V]; `top`, the last op, reads it."""
+    taps: tuple[int, ...] = ()
+    """Numbers of further buffers that a step's result shows (`Result.taps`)."""
 
     def __post_init__(self) -> None:
         for op in self.ops:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ ARCHS = Path(__file__).parent / "fixtures" / "archs"
 class Model:
     """A converted model and what runs it."""
 
+    spec: Spec
     plan: Plan
     weights: dict[str, PackedTensor]
     cache: KVCache
@@ -50,12 +51,13 @@ def opened(
     name: str = "reference",
     kv: str = "f32",
     change: Callable[[Spec], Spec] = lambda spec: spec,
+    taps: Collection[str] = (),
 ) -> Iterator[Model]:
-    """The model in `folder` on the backend `name`. change: what to make of its spec; it must leave the weights alone.
+    """The model in `folder` on the backend `name`. change: what to make of its spec; it must leave the weights alone. taps: of its plan.
     Raises UnsupportedModel where the backend lacks an operation."""
     spec, architecture = architectures.describe(config.parse((folder / "config.json").read_bytes()))
     spec = change(spec)
-    plan = decoder.plan(spec, context)
+    plan = decoder.plan(spec, context, taps)
     checkpoint = Checkpoint([File(path) for path in sorted(folder.glob("*.safetensors"))])
     try:
         sources = names.sources(spec, plan, architecture, checkpoint.tensors)
@@ -78,7 +80,7 @@ def opened(
     cache = KVCache(plan.cache, 1 + context // BLOCK, kv)
     runner = module.load(plan, weights, cache, 1, context)
     try:
-        yield Model(plan, weights, cache, runner)
+        yield Model(spec, plan, weights, cache, runner)
     finally:
         runner.close()
 

@@ -93,7 +93,7 @@ def test_it_agrees_with_the_reference(format: str, kv: str, bound: float) -> Non
         backend.check(module, plan, weights)
         runner = module.load(plan, weights, cache, 2, 32)
         result = runner.run(Batch.of(cache.sequence(), tokens, "all"))
-        results[name] = {key: value.astype(np.float64) for key, value in vars(result).items()}
+        results[name] = {key: value.astype(np.float64) for key, value in vars(result).items() if key != "taps"}
         runner.close()
     want, got = results["reference"], results["cpu"]
     for key in ("logits", "top_logits", "logsumexp", "entropy"):

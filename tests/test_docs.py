@@ -229,6 +229,8 @@ COMMAND_LINES = {
     "llm score --json": ["score", "The cat", "--json"],
     "llm diff --json": ["diff", "-m", "demo", "-m", "demo", "The cat", "--json", "--worst", "1"],
     "llm eval --json": ["eval", "perplexity", str(ROOT / "LICENSE"), "--limit", "100", "--json"],
+    "llm attend --json": ["attend", "The cat", "--json"],
+    "llm lens --json": ["lens", "The cat", "-k", "1", "--json"],
     "llm tokenize --json": ["tokenize", "The cat", "--json"],
     "llm list --json": ["list", "--json"],
     "llm models --json": ["models", "--json"],

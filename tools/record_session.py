@@ -1,6 +1,6 @@
-"""Makes the recorded session of README.md anew: runs its commands on a terminal of 80 columns and puts what they show below each.
+"""Makes the recorded sessions of the documents anew: runs their commands on a terminal of 80 columns and puts what they show below each.
 
-The lines in the README that begin with "$ " are the commands; all between them is replaced. `--check` only says whether it differs.
+The lines in a session that begin with "$ " are the commands; all between them is replaced. `--check` only says whether one differs.
 Run it with the `llm` of the environment first in PATH.
 """
 
@@ -13,7 +13,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+ROOT = Path(__file__).resolve().parent.parent
+DOCUMENTS = (ROOT / "README.md", ROOT / "docs" / "weighted-die.md")
 SESSION = re.compile(r"(<!-- session: [^\n]* -->\n```console\n)(.*?)(```\n)", re.DOTALL)
 SETTINGS = {"TERM": "dumb", "COLUMNS": "80", "LINES": "24", "LANG": "C.UTF-8", "NO_COLOR": "1"}
 
@@ -38,18 +39,26 @@ def shown(command: str) -> str:
     return "".join(f"{line.rstrip()}\n" for line in data.decode().replace("\r\n", "\n").splitlines())
 
 
+def recorded(session: re.Match[str]) -> str:
+    """The same session as it is now."""
+    commands = re.findall(r"^\$ (.+)$", session[2], re.MULTILINE)
+    return session[1] + "\n".join(f"$ {command}\n{shown(command)}" for command in commands) + session[3]
+
+
 def main() -> None:
-    text = README.read_text("utf-8")
-    found = SESSION.search(text)
-    if found is None:
-        sys.exit("README.md has no session")
-    commands = re.findall(r"^\$ (.+)$", found[2], re.MULTILINE)
-    subprocess.run(["llm", "warmup", "-q"], check=True)  # a note on compiling would be no part of the session
-    session = "\n".join(f"$ {command}\n{shown(command)}" for command in commands)
-    new = text[: found.start(2)] + session + text[found.end(2) :]
-    if "--check" in sys.argv[1:]:
-        sys.exit("the session of README.md has changed: run tools/record_session.py" if new != text else 0)
-    README.write_text(new, "utf-8")
+    subprocess.run(["llm", "warmup", "-q"], check=True)  # a note on compiling would be no part of a session
+    changed = []
+    for path in DOCUMENTS:
+        text = path.read_text("utf-8")
+        new, count = SESSION.subn(recorded, text)
+        if not count:
+            sys.exit(f"{path.name} has no session")
+        if new != text:
+            changed.append(path.name)
+            if "--check" not in sys.argv[1:]:
+                path.write_text(new, "utf-8")
+    if "--check" in sys.argv[1:] and changed:
+        sys.exit(f"the sessions of {', '.join(changed)} have changed: run tools/record_session.py")
 
 
 if __name__ == "__main__":

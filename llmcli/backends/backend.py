@@ -16,7 +16,7 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Several
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, cast
 
@@ -118,6 +118,8 @@ class Result:
     """[R] natural log of the sum of exp(logits)."""
     entropy: npt.NDArray[np.float64]
     """[R] entropy of softmax(logits) in nats."""
+    taps: dict[str, Floats] = field(default_factory=dict)
+    """Rows of the buffers of `plan.taps`, by their names: [T, width], or [R, width] of a buffer for output rows."""
 
 
 class Runner(Protocol):

@@ -23,6 +23,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "diff": ("llmcli.cli.diff", "Show where two models disagree on a text"),
     "eval": ("llmcli.cli.evaluate", "Measure perplexity or the share of right answers"),
     "explore": ("llmcli.cli.explore", "Walk through what a model might say"),
+    "attend": ("llmcli.cli.attend", "Show where attention looks in a text"),
+    "lens": ("llmcli.cli.lens", "Show what each layer would have predicted"),
     "tokenize": ("llmcli.cli.tokenize", "Show the tokens of a text"),
     "models": ("llmcli.cli.models", "List well-known models by short name"),
     "import": ("llmcli.cli.importing", "Make a model from a folder of weights"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
@@ -140,8 +140,9 @@ class Machine:
     ] = "cpu"
     no_verify: NoVerify = False
 
-    def open(self, name: str | None, console: Console, chat: bool = False, texts: int = 1) -> Engine:
-        """The engine of the model `name` with these options; chat: for conversations, where the model has them; texts: in work at once."""
+    def open(self, name: str | None, console: Console, chat: bool = False, texts: int = 1, taps: Collection[str] = ()) -> Engine:
+        """The engine of the model `name` with these options; chat: for conversations, where the model has them; texts: in work at once;
+        taps: see `engine.load`."""
         from llmcli import engine
 
         return engine.load(
@@ -153,6 +154,7 @@ class Machine:
             texts=texts,
             verify=not self.no_verify,
             chat=chat,
+            taps=taps,
             notify=console.note,
         )
 
@@ -163,9 +165,9 @@ class Model(Machine):
 
     model: ModelName = None
 
-    def load(self, console: Console, chat: bool = False, texts: int = 1) -> Engine:
+    def load(self, console: Console, chat: bool = False, texts: int = 1, taps: Collection[str] = ()) -> Engine:
         """The engine that these options mean."""
-        return self.open(self.model, console, chat, texts)
+        return self.open(self.model, console, chat, texts, taps)
 
 
 DRAW = "Sampling (the model's generation_config.json, else these)"

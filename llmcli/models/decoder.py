@@ -7,24 +7,37 @@ A layer of the usual kind is
 with `parallel` residuals the second norm reads x before the first branch is added. Buffers are shared by all layers.
 Operations are primitive and neighbours belong together (linear and the add behind it, activation and multiply):
 fusing them is a backend's own business.
+
+Since they are shared, what a layer leaves in them is gone after the next one. Taps keep copies of it, for those who look inside.
 """
 
 from __future__ import annotations
 
-from llmcli.errors import ContextOverflow
+from collections.abc import Collection
+
+from llmcli.errors import ContextOverflow, InternalError
 from llmcli.models import rope
 from llmcli.models.spec import Attention, Experts, Layer, Mlp, Spec, checked
 from llmcli.plan import Buffer, CacheLayer, Op, Param, Plan, Slot, Weight
 
+TAPS = ("residual", "attention", "lens")
+"""What a plan can keep of each layer, in buffers of their own:
+residual    the residual stream x after layer n, `residual.n` [T, H], and before the first, `residual.embedding`;
+attention   the queries of layer n as its attention reads them, `queries.n` [T, heads * D];
+lens        logits made of the residual stream where the later layers are left out, `lens.n` and `lens.embedding` [R, V]
+            (the logit lens; those after the last layer are the logits themselves)."""
 
-def plan(spec: Spec, context: int) -> Plan:
-    """The plan of a model for texts of up to `context` tokens. Raises CorruptFile for an impossible spec, and
-    ContextOverflow where the learned position table is shorter than the context."""
+
+def plan(spec: Spec, context: int, taps: Collection[str] = ()) -> Plan:
+    """The plan of a model for texts of up to `context` tokens. taps: of TAPS; the model's own numbers are the same with and without.
+    Raises CorruptFile for an impossible spec, and ContextOverflow where the learned position table is shorter than the context."""
     checked(spec)
+    if unknown := set(taps) - set(TAPS):
+        raise InternalError(f"unknown taps {sorted(unknown)}")
     if spec.positions and context > spec.positions - spec.position_offset:
         has = f"the model has {spec.positions - spec.position_offset:,} positions"
         raise ContextOverflow(f"a context of {context:,} tokens", has, "Lower -c")
-    build = _Builder()
+    build = _Builder(taps)
     x = build.slot("x", spec.hidden)
     build.op("embed", "embedding", x, (), (build.weight("embedding", (spec.vocab, spec.hidden), "embedding"),))
     if spec.embedding_scale != 1:
@@ -34,18 +47,22 @@ def plan(spec: Spec, context: int) -> Plan:
         build.op("position_add", "position", x, (x,), (table,), offset=spec.position_offset)
     if spec.embedding_norm:
         build.norm(x, x, "embedding_norm", spec)
+    _look(build, spec, x, "embedding")
     for number, layer in enumerate(spec.layers):
         _layer(build, spec, layer, number, context)
-    _logits(build, spec, x)
+        _look(build, spec, x, str(number), last=number + 1 == len(spec.layers))
+    logits = _logits(build, spec, x, "logits")
+    build.op("top", "top", (), (logits,))
     cache = tuple(CacheLayer(layer.attention.kv_heads, layer.attention.head_size) for layer in spec.layers)
-    logits = build.slot("logits", spec.vocab, rows="outputs").buffer
-    return Plan(tuple(build.ops), build.buffers, build.weights, cache, spec.vocab, spec.hidden, context, logits)
+    return Plan(tuple(build.ops), build.buffers, build.weights, cache, spec.vocab, spec.hidden, context, logits.buffer, tuple(build.tapped))
 
 
 class _Builder:
     """Collects operations, weights and buffers; a buffer is as wide as its widest use."""
 
-    def __init__(self) -> None:
+    def __init__(self, taps: Collection[str]) -> None:
+        self.taps = taps
+        self.tapped: list[int] = []
         self.ops: list[Op] = []
         self.weights: dict[str, Weight] = {}
         self._buffers: dict[str, Buffer] = {}
@@ -75,6 +92,13 @@ class _Builder:
         **params: Param,
     ) -> None:
         self.ops.append(Op(kind, out if isinstance(out, tuple) else (out,), inputs, weights, params, label))
+
+    def tap(self, kind: str, name: str, x: Slot) -> None:
+        """Keeps a copy of x where taps of this kind are wanted."""
+        if kind in self.taps:
+            kept = self.slot(name, x.width)
+            self.op("scale", name, kept, (x,), factor=1.0)
+            self.tapped.append(kept.buffer)
 
     def linear(self, out: Slot, x: Slot, name: str, bias: bool, kind: str = "matrix") -> None:
         """out = matrix @ x (+ bias); the weights are called `name` and `name`_bias."""
@@ -150,6 +174,7 @@ def _attention(build: _Builder, spec: Spec, layer: Layer, normed: Slot, number: 
             frequencies=rope.frequencies(layer.rope, context),
             factor=rope.attention_factor(layer.rope),
         )
+    build.tap("attention", f"queries.{number}", query)
     build.op("cache_write", f"{name}.cache_write", (), (key, value), layer=number)
     attended = build.slot("attended", query_width)
     build.op(
@@ -235,10 +260,17 @@ def _experts(build: _Builder, experts: Experts, out: Slot, x: Slot, name: str) -
         build.op("add", f"{name}.shared_add", out, (out, shared))
 
 
-def _logits(build: _Builder, spec: Spec, x: Slot) -> None:
-    """From the last layer to the logits of the wanted rows."""
+def _look(build: _Builder, spec: Spec, x: Slot, name: str, last: bool = False) -> None:
+    """What is kept of the residual stream at this place."""
+    build.tap("residual", f"residual.{name}", x)
+    if "lens" in build.taps and not last:
+        build.tapped.append(_logits(build, spec, x, f"lens.{name}").buffer)
+
+
+def _logits(build: _Builder, spec: Spec, x: Slot, name: str) -> Slot:
+    """From the residual stream to logits of the wanted rows, in the buffer `name`."""
     wanted = build.slot("wanted", spec.hidden, rows="outputs")
-    logits = build.slot("logits", spec.vocab, rows="outputs")
+    logits = build.slot(name, spec.vocab, rows="outputs")
     build.op("select_rows", "select", wanted, (x,))
     if spec.final_norm:
         build.norm(wanted, wanted, "final_norm", spec)
@@ -251,4 +283,4 @@ def _logits(build: _Builder, spec: Spec, x: Slot) -> None:
         build.op("scale", "logit scale", logits, (logits,), factor=spec.logit_scale)
     if spec.logit_softcap:
         build.op("softcap", "logit softcap", logits, (logits,), cap=spec.logit_softcap)
-    build.op("top", "top", (), (logits,))
+    return logits

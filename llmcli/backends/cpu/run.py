@@ -63,12 +63,15 @@ class CpuRunner:
         self._pool.resume()
         if len(batch.tokens) <= self._most:
             return self._piece(batch, 0)
-        whole = self._room(len(batch.outputs))
+        whole = self._room(len(batch.tokens), len(batch.outputs))
         done = 0
         for start in range(0, len(batch.tokens), self._most):
             part = self._piece(batch, start)
-            for name, array in vars(part).items():
-                getattr(whole, name)[done : done + len(array)] = array
+            for name in ("logits", "top_ids", "top_logits", "logsumexp", "entropy"):
+                getattr(whole, name)[done : done + len(part.logits)] = getattr(part, name)
+            for number in self.plan.taps:
+                name, first = self.plan.buffers[number].name, done if self._of_outputs(number) else start
+                whole.taps[name][first : first + len(part.taps[name])] = part.taps[name]
             done += len(part.logits)
         return whole
 
@@ -81,13 +84,23 @@ class CpuRunner:
         buffers = self._buffers
         stats = buffers.top_stats[:outputs]
         logits = buffers.rows(self.plan.logits, outputs)
-        return Result(logits, buffers.top_ids[:outputs], buffers.top_values[:outputs], stats[:, 0], stats[:, 1])
+        tokens = min(self._most, len(batch.tokens) - start)
+        taps = {self.plan.buffers[n].name: buffers.rows(n, outputs if self._of_outputs(n) else tokens) for n in self.plan.taps}
+        return Result(logits, buffers.top_ids[:outputs], buffers.top_values[:outputs], stats[:, 0], stats[:, 1], taps)
 
-    def _room(self, count: int) -> Result:
-        """Space for so many output rows."""
+    def _of_outputs(self, buffer: int) -> bool:
+        """Whether a buffer has a row for each output row, not for each token."""
+        return self.plan.buffers[buffer].rows == "outputs"
+
+    def _room(self, tokens: int, count: int) -> Result:
+        """Space for a step of so many tokens and output rows."""
         logits = np.empty((count, self.plan.vocab), np.float32)
         ids, values = np.empty((count, self._buffers.keep), np.int32), np.empty((count, self._buffers.keep), np.float32)
-        return Result(logits, ids, values, np.empty(count), np.empty(count))
+        taps = {}
+        for number in self.plan.taps:
+            buffer = self.plan.buffers[number]
+            taps[buffer.name] = np.empty((count if self._of_outputs(number) else tokens, buffer.width), np.float32)
+        return Result(logits, ids, values, np.empty(count), np.empty(count), taps)
 
     def _prepare(self, batch: Batch, start: int) -> tuple[Table, int]:
         """Takes the tokens from `start` on as input. Returns the step's table and how many output rows it has."""

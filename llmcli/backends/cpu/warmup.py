@@ -12,6 +12,8 @@ billion parameters."""
 PRODUCTS = ("int4", "int8")
 CACHE = "f16"
 PLAIN = ("embed.int8", "norm.rms", "rope.half", "elementwise.silu_multiply", "select.rows", "top.rows", "checksum.sum", "pack.int4")
+TAPS = ("elementwise.scale",)
+"""What copies for those who look inside."""
 
 
 def warmup(progress: Progress | None = None, notify: Notify | None = None) -> None:
@@ -20,7 +22,7 @@ def warmup(progress: Progress | None = None, notify: Notify | None = None) -> No
 
 
 def _keys() -> list[Key]:
-    keys: list[Key] = [*threads.KERNELS, *((name, ()) for name in PLAIN), ("cache.write", (CACHE,))]
+    keys: list[Key] = [*threads.KERNELS, *((name, ()) for name in PLAIN + TAPS), ("cache.write", (CACHE,))]
     for height in choice.heights():
         keys += [("quantize.rows", (height,)), *((f"linear.{name}", (height,)) for name in PRODUCTS)]
     for head_size, group in SHAPES:

@@ -61,9 +61,14 @@ def attention(
         if softcap:
             scores = np.float32(softcap) * np.tanh(scores / np.float32(softcap))
         scores = scores + slope * (np.arange(first, position + 1) - position).astype(np.float32)
-        sink = np.full(scores.shape[:2] + (1,), -np.inf, np.float32) if sinks is None else sinks.reshape(*scores.shape[:2], 1)
-        highest = np.maximum(scores.max(-1, keepdims=True), sink)
-        weights = np.exp(scores - highest)
-        weights = weights / (weights.sum(-1, keepdims=True) + np.exp(sink - highest))
-        out[t] = np.matmul(weights, values).reshape(-1)
+        out[t] = np.matmul(softmax(scores, sinks), values).reshape(-1)
     return out
+
+
+def softmax(scores: Floats, sinks: Floats | None) -> Floats:
+    """scores [kv_heads, heads a kv head, keys] -> the share of each key; a sink takes its own, so that they sum to less than 1."""
+    sink = np.full(scores.shape[:2] + (1,), -np.inf, np.float32) if sinks is None else sinks.reshape(*scores.shape[:2], 1)
+    highest = np.maximum(scores.max(-1, keepdims=True), sink)
+    weights = np.exp(scores - highest)
+    shares: Floats = weights / (weights.sum(-1, keepdims=True) + np.exp(sink - highest))
+    return shares

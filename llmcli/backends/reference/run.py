@@ -90,7 +90,9 @@ class ReferenceRunner:
                 raise NumericalError(error.what, f"at {op.label}, {error.why}", error.todo) from None
             for slot, value in zip(op.out, found if isinstance(found, tuple) else (found,), strict=False):
                 view(slot)[...] = value
-        return Result(buffers[self.plan.logits], *found)
+        ids, values, logsumexp, entropy = found
+        taps = {self.plan.buffers[number].name: buffers[number] for number in self.plan.taps}
+        return Result(buffers[self.plan.logits], ids, values, logsumexp, entropy, taps)
 
     def stop(self) -> None:
         self._stop.set()
