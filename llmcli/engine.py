@@ -221,6 +221,8 @@ def read_json(file: Packed, name: str) -> dict[str, Any]:
 def json_object(data: bytes, what: str) -> dict[str, Any]:
     try:
         found = json.loads(data)
+        if b"\\u" in data:
+            json.dumps(found, ensure_ascii=False).encode()  # half a character, written as \\ud800, is no text
     except (ValueError, RecursionError) as error:
         raise CorruptFile(what, str(error)) from error
     if not isinstance(found, dict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 from llmcli.errors import OutOfMemory
 
 MIB = 2**20
+RESERVED = 24 * MIB
+"""Address space that libraries and each thread take beside what they use: measured, stacks (8 MiB) and heaps."""
 
 
 def available() -> int | None:
@@ -50,7 +53,8 @@ def _address_space() -> int | None:
     soft, _ = resource.getrlimit(resource.RLIMIT_AS)
     if soft == resource.RLIM_INFINITY:
         return None
-    return max(0, soft - (_field(Path("/proc/self/status"), "VmSize:", 1024) or 0))
+    reserved = RESERVED * (1 + (os.cpu_count() or 1))
+    return max(0, soft - (_field(Path("/proc/self/status"), "VmSize:", 1024) or 0) - reserved)
 
 
 def _cgroups() -> list[int | None]:

@@ -17,7 +17,7 @@ def as_llm_error(error: BaseException) -> LlmError:
     if isinstance(error, MemoryError):
         return OutOfMemory("not enough memory", str(error))
     if _no_room(error):
-        return OutOfMemory("not enough memory", "a library does not fit")
+        return OutOfMemory("not enough memory", "a library or a thread does not fit")
     if isinstance(error, OSError):
         what = str(error.filename) if error.filename is not None else "input or output"
         why = error.strerror or str(error)
@@ -33,9 +33,9 @@ def as_llm_error(error: BaseException) -> LlmError:
 
 
 def _no_room(error: BaseException | None) -> bool:
-    """Whether a library found no room in memory: the loader has no number for that, and whoever called it may say it otherwise."""
+    """Whether a library or a thread found no room in memory: there is no number for that, and whoever called may say it otherwise."""
     while error is not None:
-        if str(error).endswith("failed to map segment from shared object"):
+        if str(error).endswith(("failed to map segment from shared object", "can't start new thread")):
             return True
         error = error.__context__
     return False

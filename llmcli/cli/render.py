@@ -149,9 +149,11 @@ def candidate_record(candidate: Candidate, names: Iterable[str]) -> dict[str, An
 def to_line(value: Any) -> str:
     """A line of JSON. Numbers that JSON does not have are null."""
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(value, ensure_ascii=False, allow_nan=False)
     except (TypeError, ValueError):  # rare, and looking at every value first takes longer than writing them
-        return json.dumps(_plain(value), ensure_ascii=False, allow_nan=False) + "\n"
+        line = json.dumps(_plain(value), ensure_ascii=False, allow_nan=False)
+    # Names of files may hold bytes that are no UTF-8: Python keeps each as half a character, JSON writes that as \udcff.
+    return line.encode("utf-8", "backslashreplace").decode() + "\n"
 
 
 def _plain(value: Any) -> Any:

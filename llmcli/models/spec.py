@@ -208,7 +208,7 @@ def _check_layer(layer: Layer) -> None:
     if inner is None or (layer.mlp and layer.experts):
         raise ValueError("a layer needs either an MLP or experts")
     _within(inner, size=limits.WIDTH)
-    _require(inner.activation in ACTIVATIONS, f"unknown activation {inner.activation!r}")
+    _require(inner.activation in ACTIVATIONS, f"unknown activation {inner.activation[:40]!r}")
     _require(layer.pre_norms or (layer.post_norms and layer.residual == "sequential"), "a layer without norms")
     if layer.experts is not None:
         _require(0 <= layer.experts.shared <= limits.WIDTH, "an impossible shared expert")
@@ -236,7 +236,7 @@ def _build(kind: Any, data: Any) -> Any:
     hints = typing.get_type_hints(kind)
     unknown = set(data) - set(hints)
     if unknown:
-        raise ValueError(f"unknown fields {sorted(unknown)} in {kind.__name__}")
+        raise ValueError(f"unknown fields {str(sorted(unknown))[:100]} in {kind.__name__}")
     return kind(**{name: _convert(hints[name], value, name) for name, value in data.items()})
 
 

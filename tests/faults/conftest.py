@@ -1,0 +1,5 @@
+"""Fixtures that all cases share."""
+
+from made import case, original
+
+__all__ = ["case", "original"]
