@@ -134,7 +134,9 @@ def load(
         spec, plan = read_plan(file, context, taps)
         kind = cache_type(file.quantization) if kv == "auto" else kv
         needed = sum(memory_of(file, plan, kind, texts).values()) - min(memory.resident(), RUNTIME)
-        memory.check(needed, file.name, "Try a smaller context (-c) or quantization")
+        have = memory.available()
+        if have is not None and needed > have:
+            memory.check(needed, file.name, smaller(plan, kind, texts, needed - have))
         if chat and (source := read_templates(file).get(DEFAULT)):
             from llmcli.text import template
 
@@ -187,6 +189,13 @@ def cache_type(quantization: str) -> str:
 def blocks(plan: Plan) -> int:
     """Blocks of the KV cache that a full context takes."""
     return -(-plan.context // BLOCK)
+
+
+def smaller(plan: Plan, kind: str, texts: int, missing: int) -> str:
+    """What to try where `missing` bytes are not there: the largest context that fits, where one does."""
+    kept = blocks(plan) - -(-missing // (texts * KVCache.bytes_per_block(plan.cache, kind)))
+    context = f"-c {kept * BLOCK}, which fits," if kept > 0 else "a smaller context (-c)"
+    return f"Try {context} or a smaller quantization"
 
 
 def memory_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> dict[str, int]:

@@ -53,5 +53,16 @@ def test_the_estimate_is_the_peak_of_a_full_context(model: str, tmp_path: Path) 
 
 def test_what_does_not_fit_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available", lambda: 10_000_000)
-    with pytest.raises(OutOfMemory, match=r"not enough memory for demo: it needs \d+ MiB and 10 MiB are available"):
+    with pytest.raises(OutOfMemory, match=r"not enough memory for demo: it needs \d+ MiB and 10 MiB are available\. Try a smaller context"):
         engines.load("demo")
+
+
+def test_the_largest_context_that_fits_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name = str(packed_file(tmp_path, "none"))
+    needed = {context: library.describe(name, context)["memory_bytes"] for context in (256, 512, 640)}
+    assert needed[256] < needed[512] < needed[640]
+    monkeypatch.setattr(memory, "resident", lambda: 0)
+    monkeypatch.setattr(memory, "available", lambda: needed[512])
+    with pytest.raises(OutOfMemory, match=r"Try -c 512, which fits, or a smaller quantization"):
+        engines.load(name)
+    engines.load(name, context=512).close()

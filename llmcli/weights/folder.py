@@ -157,9 +157,10 @@ def _plain(name: str) -> bool:
 def read_file(path: Path, most: int) -> bytes:
     """A whole file of at most `most` bytes. Raises CorruptFile for a larger one."""
     with os.fdopen(open_regular(path), "rb") as file:
-        if os.fstat(file.fileno()).st_size > most:
+        size = os.fstat(file.fileno()).st_size
+        if size > most:
             raise CorruptFile(str(path), f"it has more than {most >> 20} MiB, too many for such a file")
         try:
-            return file.read(most)
+            return file.read(size)  # room for as much is made at once: not for `most`
         except OSError as error:
             raise CorruptFile(f"{path} cannot be read", error.strerror or str(error)) from error
