@@ -28,7 +28,7 @@ from terminal import environment
 SILENT = {0, 130, 141, 143}
 """Exit codes without an error line."""
 OWN = ("home/data/", "home/cache/", "home/config/")
-"""Where a command may write, below the folder of the case; what it is told to write comes from `may_write`."""
+"""Where a command may write, below the folder of the case."""
 
 Seen = dict[str, tuple[int, int, int]]
 """Path below the folder -> (mode, bytes, time of the last change in ns)."""
@@ -48,7 +48,6 @@ class Ended:
     again: Callable[[], int]
     killed: bool = False
     heals: Sequence[int] = (0,)
-    may_write: Sequence[str] = ()
 
     @property
     def lines(self) -> list[str]:
@@ -66,27 +65,26 @@ def attempt(
     text: bytes | None = None,
     kill_after: float | None = None,
     heals: Sequence[int] = (0,),
-    may_write: Sequence[str] = (),
 ) -> Ended:
     """`llm WORDS` in a process of its own. home: LLMCLI_HOME, which is FOLDER/home; wrapper: what starts it; limit: seconds;
-    text: standard input; kill_after: seconds until SIGKILL; heals: exit codes that a plain re-run may have; may_write: files below
-    the folder that the words name."""
+    text: standard input; kill_after: seconds until SIGKILL; heals: exit codes that a plain re-run, with the same
+    variables and text, may have."""
     surroundings = environment({"LLMCLI_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **variables})
     command = [sys.executable, "-m", "llmcli", *words]
 
-    def start(wrapper: Sequence[str], surroundings: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    def start(wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
         source = subprocess.DEVNULL if text is None else subprocess.PIPE
         pipe = subprocess.PIPE
-        return subprocess.Popen([*wrapper, *command], env=dict(surroundings), stdin=source, stdout=pipe, stderr=pipe, cwd=home.parent)
+        return subprocess.Popen([*wrapper, *command], env=surroundings, stdin=source, stdout=pipe, stderr=pipe, cwd=home.parent)
 
     def again() -> int:
-        with start((), environment({"LLMCLI_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path)})) as process:
+        with start(()) as process:
             process.communicate(text, timeout=limit)
         return process.returncode
 
     begun = time.monotonic()
     killed = False
-    with start(wrapper, surroundings) as process:
+    with start(wrapper) as process:
         try:
             out, err = process.communicate(text, timeout=limit if kill_after is None else kill_after)
         except subprocess.TimeoutExpired:
@@ -95,7 +93,7 @@ def attempt(
             killed = kill_after is not None
             assert killed, f"llm {' '.join(words)} still ran after {limit} s"
     seconds = time.monotonic() - begun
-    return Ended(words, process.returncode, out, err, seconds, limit, home.parent, again, killed, heals, may_write)
+    return Ended(words, process.returncode, out, err, seconds, limit, home.parent, again, killed, heals)
 
 
 def assert_clean(proc: Ended, before: Seen, after: Seen) -> None:
@@ -114,7 +112,7 @@ def assert_clean(proc: Ended, before: Seen, after: Seen) -> None:
         _check_answer(proc, told)
     assert proc.seconds <= proc.limit, f"5 ({proc.seconds:.1f} s): {told}"
     changed = sorted(path for path in before.keys() | after.keys() if before.get(path) != after.get(path))
-    foreign = [path for path in changed if not path.startswith(OWN) and path not in proc.may_write]
+    foreign = [path for path in changed if not path.startswith(OWN)]
     assert not foreign, f"6 (written elsewhere: {foreign}): {told}"
     for path in changed:
         if path in after and re.search(r"/models/[^./][^/]*\.safetensors$", path):
