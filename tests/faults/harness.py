@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -148,12 +149,21 @@ def snapshot(folder: Path) -> Seen:
 # Programs that only these tests need
 
 
+@cache
+def _works(program: str) -> str:
+    """Why the program cannot be used here; '' if it can."""
+    if shutil.which(program) is None:
+        return f"{program} is not installed"
+    if program == "strace" and subprocess.run(["strace", "-o", os.devnull, "true"], capture_output=True).returncode:
+        return "no process may be traced here"
+    return ""
+
+
 def needs(program: str) -> str:
-    """The program's path; skips, counted, where it is not installed."""
-    path = shutil.which(program)
-    if path is None:
-        pytest.skip(f"{program} is not installed")
-    return path
+    """The program's name; skips, counted, where it cannot be used."""
+    if why := _works(program):
+        pytest.skip(why)
+    return program
 
 
 def injecting(call: str, what: str, nth: int, log: Path) -> list[str]:
