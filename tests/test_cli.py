@@ -132,7 +132,7 @@ def test_common_options_go_before_or_after() -> None:
         ("OSError(28, 'No space left on device', 'x')", 7),
         ("OSError(12, 'Cannot allocate memory')", 7),
         ("ImportError('x.so: failed to map segment from shared object')", 7),
-        ("RuntimeError(\"can't start new thread\")", 7),
+        ('RuntimeError("can\'t start new thread")', 7),
         ("FileNotFoundError(2, 'No such file or directory', 'x')", 4),
         ("OSError(36, 'File name too long', 'x')", 4),
         ("PermissionError(13, 'Permission denied', 'x')", 4),

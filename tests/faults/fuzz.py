@@ -21,6 +21,11 @@ from pathlib import Path
 
 if __name__ == "__main__":
     sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).resolve().parents[2])]
+    if "--atheris" in sys.argv:
+        import atheris  # type: ignore[import-not-found]
+
+        # Modules count their branches when they are imported here for the first time, which is below.
+        atheris.instrument_imports(include=["llmcli"], enable_loader_override=False).__enter__()
 
 import safetensors.numpy
 from mutate import changed
@@ -191,12 +196,11 @@ def run(target: str, first: int, count: int, progress: Path) -> None:
 
 
 def with_atheris(target: str, arguments: list[str]) -> None:
-    import atheris  # type: ignore[import-not-found]
+    import atheris
 
     with workplace(target) as (seeds, path), tempfile.TemporaryDirectory() as corpus:
         for number, seed in enumerate(seeds):
             (Path(corpus) / str(number)).write_bytes(seed)
-        atheris.instrument_all()
         atheris.Setup([sys.argv[0], corpus, *arguments], lambda data: accepted(target, data, path) and None)
         atheris.Fuzz()
 

@@ -61,7 +61,7 @@ def attempt(
     home: Path,
     *,
     wrapper: Sequence[str] = (),
-    limit: float = 60,
+    limit: float = 120,
     variables: Mapping[str, str] = {},
     text: bytes | None = None,
     kill_after: float | None = None,

@@ -95,7 +95,8 @@ def interrupted(case: Path, times: int, twice: bool, seed: int) -> dict[int, int
             asked = time.monotonic()
             code = shown.end()
             assert time.monotonic() - asked < 5, "on a machine that does other things too"
-            assert code in (0, 130, -signal.SIGINT if twice else 130), shown.shown
+            # Python ends itself by SIGINT where one meets source that its library compiles (dataclasses): a shell's $? is 130 too.
+            assert code in (0, 130, -signal.SIGINT), shown.shown
             assert b"Traceback" not in shown.shown and b"Exception ignored" not in shown.shown, shown.shown
             codes[code] = codes.get(code, 0) + 1
     return codes
