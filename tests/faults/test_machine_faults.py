@@ -230,9 +230,11 @@ def test_memory_fails_at_some_call(case: Path, tmp_path: Path) -> None:
     """Case 58: the n-th mmap finds no memory. Before Python itself has started its loader says so, with a code of its own."""
     log, codes = tmp_path / "log", dict[int, int]()
     count = 0
-    for nth in range(60, 460, 8):
-        proc = attempt(RUN, case / "home", wrapper=injecting("mmap", "error=ENOMEM", nth, log))
-        assert proc.code in (0, 7, 70) and b"Traceback" not in proc.err, (nth, proc.code, proc.err)
+    for nth in range(60, 300, 4):
+        proc = attempt(RUN, case / "home", wrapper=injecting("mmap", "error=ENOMEM", nth, log), variables=ONE)
+        assert proc.code in (0, 7, 70), (nth, proc.code, proc.err)
+        # Python's hashlib itself logs a traceback when one of its libraries cannot be loaded.
+        assert b"Traceback" not in proc.err or b"code for hash" in proc.err, (nth, proc.err)
         codes[proc.code] = codes.get(proc.code, 0) + 1
         count += "INJECTED" in log.read_text(errors="replace")
     print(f"{count} failed calls: {codes}")
