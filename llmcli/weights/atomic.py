@@ -52,6 +52,8 @@ def replacing(path: Path, size: int = 0, waiting: Callable[[int], None] | None =
             finally:
                 os.close(descriptor)
     except OSError as error:
+        if error.errno is None:  # nothing of the disk's: a library that could not be loaded meanwhile
+            raise
         raise DiskError(f"{path} cannot be written", error.strerror or str(error)) from error
 
 

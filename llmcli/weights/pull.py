@@ -91,6 +91,8 @@ def repository(wanted: Wanted, path: Path, keep_source: bool, timeout: float | N
             finally:
                 found.close()
     except OSError as error:
+        if error.errno is None:  # nothing of the disk's: a library that could not be loaded meanwhile
+            raise
         raise DiskError(f"{error.filename or path} cannot be written", error.strerror or str(error)) from error
 
 

@@ -103,7 +103,8 @@ def _gguf_seeds(folder: Path) -> list[bytes]:
 def _gguf(data: bytes, path: Path) -> None:
     with gguf.File(path) as file:
         shapes = {name: tensor.shape for name, tensor in file.tensors.items()}
-        found = metadata.read(file.metadata, shapes, file.vector(metadata.ROPE_FACTORS))
+        factors = {name: file.vector(name) for name in metadata.FACTORS}
+        found = metadata.read(file.metadata, shapes, factors)
         spec, _ = architectures.describe(found.config)
         decoder.plan(spec, min(spec.context, 64))
         checkpoint = gguf.Checkpoint(file, found.interleaved)
@@ -116,7 +117,7 @@ def _gguf(data: bytes, path: Path) -> None:
 def _packed_seeds(folder: Path) -> list[bytes]:
     config = {**random_model.CONFIG, "hidden_size": 24, "intermediate_size": 40, "num_attention_heads": 2, "num_key_value_heads": 1}
     random_model.write_folder(folder / "tiny", {**config, "head_dim": 12, "num_hidden_layers": 1})
-    made = [acquire.import_folder(folder / "tiny", kind, "tiny", path=folder / f"tiny-{kind}.safetensors") for kind in ("int4", "none")]
+    made = [acquire.import_model(folder / "tiny", kind, "tiny", path=folder / f"tiny-{kind}.safetensors") for kind in ("int4", "none")]
     return [path.read_bytes() for path in made]
 
 
