@@ -23,7 +23,16 @@ from test_archs import VARIANTS
 
 CONTEXT = 4096
 VOCABULARY = 5000
-WIDER = ("hidden_size", "intermediate_size", "num_attention_heads", "num_key_value_heads", "n_embd", "n_head", "n_inner")
+WIDER = (
+    "hidden_size",
+    "intermediate_size",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_embd",
+    "n_head",
+    "n_inner",
+    "word_embed_proj_dim",
+)
 LONGER = ("max_position_embeddings", "n_positions", "seq_length", "max_seq_len")
 
 FILL = """
