@@ -42,9 +42,7 @@ def test_take_and_back() -> None:
         terminal.type(DOWN + DOWN + UP)
         terminal.until(lambda text: chosen(text) == "␣table")
         terminal.type(ENTER)
-        screen = terminal.until(lambda text: "sat on the table\n" in text and READY in text)
-        assert "1 token," in screen
-        first = rows(screen)
+        first = rows(terminal.until(lambda text: "sat on the table\n" in text and "1 token," in text and READY in text))
         terminal.type(BACKSPACE)
         screen = terminal.until(lambda text: "sat on the\n" in text and "token," not in text and "%" in text)
         assert chosen(screen).startswith("␣table")  # where one came from
