@@ -8,16 +8,11 @@ whole number of 65,535ths; those of one head, row by row as far as each reaches,
 from __future__ import annotations
 
 import base64
-import hashlib
-import html
-import json
 from array import array
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any
 
 from llmcli.errors import InputError
-from llmcli.text import escape
+from llmcli.pages import document
 
 ONE = 65535
 MOST = 64 << 20
@@ -43,38 +38,20 @@ class Page:
 
     def write(self, write: Callable[[str], None], title: str, layer: int, head: int | None) -> None:
         """The whole page, which shows this layer and head first; None: the mean of the heads."""
-        style, script = (Path(__file__).with_name(f"attention.{kind}").read_text("utf-8") for kind in ("css", "js"))
-        policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
-        heading = html.escape(escape.name(title))
+        style, script = document.part("attention.css"), document.part("attention.js")
         write(
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta name="referrer" content="no-referrer">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-            f"<title>{heading}</title>\n<style>{style}</style>\n</head>\n<body>\n<header><h1>{heading}</h1>\n"
+            f"{document.opening(title, style, script)}<header><h1>{document.heading(title)}</h1>\n"
             f'<p><label>Layer <select class="layer"></select></label> <label>Head <select class="head"></select></label></p>\n'
             f"<p>Point at a token, or go through the text with Tab and the arrow keys: the colours show where it looks. "
             f"Rows of the map are tokens that look, columns are tokens that are looked at.</p></header>\n"
             f'<main></main>\n<p class="shown" role="status"></p>\n<canvas role="img"></canvas>\n<footer class="legend"></footer>\n'
         )
-        write(_data("terms", {"names": self._names, "layer": layer, "head": head, "one": ONE}))
+        write(document.data("terms", {"names": self._names, "layer": layer, "head": head, "one": ONE}, ascii=True) + "\n")
         for heads in self._shares:
-            write(_data("layer", [_base64(shares) for shares in heads]))
+            write(document.data("layer", [_base64(shares) for shares in heads]) + "\n")
         write(f"<script>{script}</script>\n</body>\n</html>\n")
 
 
 def _base64(shares: array[int]) -> str:
     """Little-endian on every machine."""
     return base64.b64encode(b"".join(share.to_bytes(2, "little") for share in shares)).decode()
-
-
-def _data(kind: str, value: Any) -> str:
-    """A block of JSON that no text in it can end or turn into markup."""
-    data = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        data = data.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" class="{kind}">{data}</script>\n'
-
-
-def _hash(code: str) -> str:
-    """As a content security policy names code that may run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()

@@ -8,14 +8,11 @@ writing one takes little memory. It knows no model: callers say what is measured
 
 from __future__ import annotations
 
-import base64
-import hashlib
 import html
-import json
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
+from llmcli.pages import document
 from llmcli.text import escape
 
 BLOCK = 256
@@ -60,15 +57,10 @@ class Page:
         self._names: dict[Name, int] = {}
         self._parts: list[str] = []
         self._records: list[Any] = []
-        style, script = _part("page.css"), _part("page.js")
-        policy = f"default-src 'none'; style-src '{_hash(style)}'; script-src '{_hash(script)}'; base-uri 'none'; form-action 'none'"
+        style, script = document.part("page.css"), document.part("page.js")
         self._script = script
-        heading = html.escape(escape.name(title))
         self._write(
-            f'<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-            f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n<meta name="referrer" content="no-referrer">\n'
-            f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<meta name="color-scheme" content="light dark">\n'
-            f"<title>{heading}</title>\n<style>{style}</style>\n</head>\n<body>\n<header><h1><bdi>{heading}</bdi></h1>\n"
+            f"{document.opening(title, style, script)}<header><h1><bdi>{document.heading(title)}</bdi></h1>\n"
             f"<p>Point at a token, or go through the text with Tab and the arrow keys: what was likely there. "
             f"<kbd>n</kbd> and <kbd>p</kbd>: the next and the previous strong colour.</p></header>\n<main>"
         )
@@ -94,7 +86,7 @@ class Page:
 
     def _flush(self) -> None:
         if self._records:
-            self._parts.append(_data("numbers", self._records))
+            self._parts.append(document.data("numbers", self._records))
         self._write("".join(self._parts))
         self._parts.clear()
         self._records.clear()
@@ -110,7 +102,8 @@ class Page:
         lines = "".join(f"<p>{html.escape(escape.name(line))}</p>" for line in totals)
         self._write(
             f'</main>\n<footer><p class="legend">{html.escape(self._scale.name)}, from: {legend}</p>{lines}</footer>\n'
-            f'<aside role="status" hidden></aside>\n{_data("names", [list(name) for name in self._names])}\n{_data("terms", self._terms)}\n'
+            f'<aside role="status" hidden></aside>\n{document.data("names", [list(name) for name in self._names])}\n'
+            f"{document.data('terms', self._terms)}\n"
             f"<script>{self._script}</script>\n</body>\n</html>\n"
         )
 
@@ -119,20 +112,3 @@ def _text(text: str) -> str:
     """As HTML; what would be obeyed is shown, a carriage return without its newline too, and newlines are marked."""
     shown = escape.Escape()
     return html.escape(shown.feed(text) + shown.finish(), quote=False).replace("\n", "<u></u>\n")
-
-
-def _data(kind: str, value: Any) -> str:
-    """A block of JSON that no text in it can end or turn into markup."""
-    data = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    for character in "<>&":
-        data = data.replace(character, f"\\u{ord(character):04x}")
-    return f'<script type="application/json" class="{kind}">{data}</script>'
-
-
-def _part(name: str) -> str:
-    return Path(__file__).with_name(name).read_text("utf-8")
-
-
-def _hash(code: str) -> str:
-    """As a content security policy names code that may run."""
-    return "sha256-" + base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
