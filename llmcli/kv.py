@@ -6,14 +6,17 @@ A block holds, for every layer and kv head, the keys and values of 256 consecuti
     bytes   [block][layer][kv head][keys | values]
 A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Beyond a
 sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
+
+Layers that a GPU computes are kept there, in a `Store` with the same block numbers; their place here is never touched.
 """
 
 from __future__ import annotations
 
 import mmap
+from collections.abc import Iterator
 from collections.abc import Sequence as Seq
 from contextlib import suppress
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -26,6 +29,24 @@ BLOCK = 256
 LANES = 16
 
 DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+
+
+class Store(Protocol):
+    """Where some layers' part of every block is kept instead of in the cache's own memory."""
+
+    layers: tuple[int, ...]
+
+    def copy(self, source: int, target: int) -> None:
+        """Copies its layers of a block to another block."""
+        ...
+
+    def read(self, layer: int, block: int) -> npt.NDArray[np.uint8]:
+        """u8: a copy of a layer's part of a block, as the cache would have it."""
+        ...
+
+    def write(self, layer: int, block: int, data: npt.NDArray[np.uint8]) -> None:
+        """Stores what `read` would give."""
+        ...
 
 
 class KVCache:
@@ -53,6 +74,23 @@ class KVCache:
         self.data: npt.NDArray[np.uint8] = np.frombuffer(self._memory, np.uint8)
         self._free = list(range(blocks - 1, -1, -1))
         self._owners = [0] * blocks
+        self._stores: list[Store] = []
+        self._ends = [*self.layer_offsets[1:], size]
+
+    def keep_in(self, store: Store) -> None:
+        """From now on the layers of `store` are kept there, with what the blocks in use hold."""
+        for layer, block in self._in_use(store):
+            store.write(layer, block, self._heads(layer, block).reshape(-1))
+        self._stores.append(store)
+
+    def take_back(self, store: Store) -> None:
+        """The layers of `store` are kept here again, with what the blocks in use hold."""
+        self._stores.remove(store)
+        for layer, block in self._in_use(store):
+            self._heads(layer, block).reshape(-1)[:] = store.read(layer, block)
+
+    def _in_use(self, store: Store) -> Iterator[tuple[int, int]]:
+        return ((layer, block) for block, owners in enumerate(self._owners) if owners for layer in store.layers)
 
     @staticmethod
     def bytes_per_block(layers: Seq[CacheLayer], dtype: str) -> int:
@@ -69,18 +107,21 @@ class KVCache:
         return self.key_bytes(layer) + BLOCK * -(-layer.head_size // LANES) * LANES * self.item
 
     def keys(self, number: int, block: int) -> npt.NDArray[np.floating]:
-        """A view of layer `number`'s keys in a block: [kv_heads, 16 tiles, D, 16]."""
+        """Layer `number`'s keys in a block, a view where they are here: [kv_heads, 16 tiles, D, 16]."""
         layer, heads = self.layers[number], self._heads(number, block)
         part = heads[:, : self.key_bytes(layer)].view(DTYPES[self.dtype])
         return part.reshape(layer.kv_heads, BLOCK // LANES, layer.head_size, LANES)
 
     def values(self, number: int, block: int) -> npt.NDArray[np.floating]:
-        """A view of layer `number`'s values in a block: [kv_heads, 256, Dp]."""
+        """Layer `number`'s values in a block, a view where they are here: [kv_heads, 256, Dp]."""
         layer, heads = self.layers[number], self._heads(number, block)
         return heads[:, self.key_bytes(layer) :].view(DTYPES[self.dtype]).reshape(layer.kv_heads, BLOCK, -1)
 
     def _heads(self, number: int, block: int) -> npt.NDArray[np.uint8]:
         layer = self.layers[number]
+        for store in self._stores:
+            if number in store.layers:
+                return store.read(number, block).reshape(layer.kv_heads, -1)
         start = block * self.block_bytes + self.layer_offsets[number]
         return self.data[start : start + layer.kv_heads * self.head_bytes(layer)].reshape(layer.kv_heads, -1)
 
@@ -110,8 +151,13 @@ class KVCache:
         return self._owners[block] == 1
 
     def _copy(self, source: int, target: int) -> None:
-        size = self.block_bytes
-        self.data[target * size : (target + 1) * size] = self.data[source * size : (source + 1) * size]
+        elsewhere = {layer for store in self._stores for layer in store.layers}
+        for layer in (number for number in range(len(self.layers)) if number not in elsewhere):
+            start, size = self.layer_offsets[layer], self._ends[layer] - self.layer_offsets[layer]
+            new, old = target * self.block_bytes + start, source * self.block_bytes + start
+            self.data[new : new + size] = self.data[old : old + size]
+        for store in self._stores:
+            store.copy(source, target)
 
 
 class Sequence:

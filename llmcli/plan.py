@@ -85,6 +85,8 @@ class Plan:
     """Number of the buffer that holds logits [R, V]; `top`, the last op, reads it."""
     taps: tuple[int, ...] = ()
     """Numbers of further buffers that a step's result shows (`Result.taps`)."""
+    given: tuple[int, ...] = ()
+    """Numbers of buffers that a step's input fills (`Batch.given`): those of a part of a model, computed by the part before."""
 
     def __post_init__(self) -> None:
         for op in self.ops:

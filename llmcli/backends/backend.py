@@ -45,6 +45,8 @@ class Batch:
     """[T] index into `sequences` for each token."""
     outputs: Ints
     """[R] the rows (0 .. T-1, ascending) whose logits are wanted."""
+    given: Mapping[str, Floats] = field(default_factory=dict)
+    """[T, width] of each buffer of `plan.given`, by its name."""
 
     @staticmethod
     def of(sequence: Sequence, tokens: Ints, outputs: str = "last") -> Batch:

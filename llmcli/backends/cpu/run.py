@@ -94,7 +94,7 @@ class CpuRunner:
 
     def _room(self, tokens: int, count: int) -> Result:
         """Space for a step of so many tokens and output rows."""
-        logits = np.empty((count, self.plan.vocab), np.float32)
+        logits = np.empty((count, self.plan.buffers[self.plan.logits].width), np.float32)
         ids, values = np.empty((count, self._buffers.keep), np.int32), np.empty((count, self._buffers.keep), np.float32)
         taps = {}
         for number in self.plan.taps:
@@ -109,6 +109,8 @@ class CpuRunner:
         if self._buffers.grow(int(last - first)):
             self._tables.clear()
         self._buffers.fill(batch, _block_tables(batch), start, stop, batch.outputs[first:last] - start)
+        for number in self.plan.given:
+            self._buffers.rows(number, stop - start)[:] = batch.given[self.plan.buffers[number].name][start:stop]
         heights = choice.height(stop - start), choice.height(int(last - first))
         if heights not in self._tables:
             self._tables[heights] = self._lowering.table(*heights)

@@ -74,6 +74,9 @@ class ReferenceRunner:
         rows = {"tokens": len(batch.tokens), "outputs": len(batch.outputs)}
         buffers: list[Any] = [np.zeros((rows[b.rows], b.width), np.int32 if b.dtype == "i32" else np.float32) for b in self.plan.buffers]
 
+        for number in self.plan.given:
+            buffers[number][:] = batch.given[self.plan.buffers[number].name]
+
         def view(slot: Slot) -> Any:
             return buffers[slot.buffer][:, slot.start : slot.start + slot.width]
 
@@ -90,7 +93,8 @@ class ReferenceRunner:
                 raise NumericalError(error.what, f"at {op.label}, {error.why}", error.todo) from None
             for slot, value in zip(op.out, found if isinstance(found, tuple) else (found,), strict=False):
                 view(slot)[...] = value
-        ids, values, logsumexp, entropy = found
+        # A part of a model may end before its logits.
+        ids, values, logsumexp, entropy = found if self.plan.ops[-1].kind == "top" else top(np.zeros((0, self.plan.vocab), np.float32))
         taps = {self.plan.buffers[number].name: buffers[number] for number in self.plan.taps}
         return Result(buffers[self.plan.logits], ids, values, logsumexp, entropy, taps)
 
