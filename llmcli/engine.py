@@ -27,6 +27,8 @@ from llmcli.weights import packed, store
 from llmcli.weights.packed import FILE, Packed
 
 if TYPE_CHECKING:
+    from llmcli.offload.decide import Decision, Layers
+    from llmcli.offload.place import Costs
     from llmcli.text.template import Message
     from llmcli.text.thinking import Encode, Prompt, Think
 
@@ -118,22 +120,27 @@ def load(
     verify: bool = True,
     chat: bool = False,
     taps: Collection[str] = (),
+    gpu_layers: Layers = "auto",
+    gpu_split: tuple[float, ...] = (),
     notify: Callable[[str], None] | None = None,
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
     kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
     cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
-    the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). notify: hears, in a line each, what
-    takes unusually long or is out of order.
-    Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
+    the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). backend: 'cpu', 'reference', or 'auto'
+    or 'cuda' with at most gpu_layers layers on GPUs, divided by the shares of gpu_split. notify: hears, in a line each, what takes
+    unusually long or is out of order.
+    Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError, DeviceError.
     """
     start = time.perf_counter()
-    module = backends.get(backend)
+    decided = backend in ("auto", "cuda")
+    module = backends.get("cpu" if decided else backend)
     with packed.open(store.find(reference)) as file:
         spec, plan = read_plan(file, context, taps)
         kind = cache_type(file.quantization) if kv == "auto" else kv
-        needed = sum(memory_of(file, plan, kind, texts).values()) - min(memory.resident(), RUNTIME)
+        decision = _decided(file, plan, kind, texts, backend, gpu_layers, gpu_split, notify) if decided else None
+        needed = sum(memory_of(file, plan, kind, texts, decision).values()) - min(memory.resident(), RUNTIME)
         have = memory.available()
         if have is not None and needed > have:
             memory.check(needed, file.name, smaller(plan, kind, texts, needed - have))
@@ -142,9 +149,14 @@ def load(
 
             template.prepare(source)
         weights = file.load(verify, module.checksum(notify) if verify else None)
-        backends.check(module, plan, weights)
         cache = KVCache(plan.cache, texts * blocks(plan), kind)
-        runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
+        if decision is not None and decision.on_gpus:
+            from llmcli.offload import runner as offload
+
+            runner: backends.Runner = offload.load(plan, weights, cache, decision.placement, threads or 0, MOST_TOKENS, notify)
+        else:
+            backends.check(module, plan, weights)
+            runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
         try:
             engine = Engine(file, plan, spec, runner, cache, _sinks(plan, weights))
         except BaseException:
@@ -198,9 +210,41 @@ def smaller(plan: Plan, kind: str, texts: int, missing: int) -> str:
     return f"Try {context} or a smaller quantization"
 
 
-def memory_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> dict[str, int]:
-    """Bytes, by use, of a process that has loaded the model and filled the contexts of `texts` texts; kind: type of the KV cache."""
-    return memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, texts * blocks(plan), kind)
+def costs_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> Costs:
+    """What the model's layers would take on GPUs."""
+    from llmcli.offload.place import Costs
+
+    stored = {name: file.entries[name].stored for name in plan.weights}
+    return Costs(plan, stored, texts * blocks(plan), kind, MOST_TOKENS)
+
+
+def _decided(
+    file: Packed,
+    plan: Plan,
+    kind: str,
+    texts: int,
+    device: str,
+    layers: Layers,
+    split: tuple[float, ...],
+    notify: Callable[[str], None] | None,
+) -> Decision:
+    """Which layers go to GPUs; what is unexpected is said."""
+    from llmcli.offload import decide
+
+    wish = decide.Wish(device, layers, split)
+    found = decide.decide(wish, costs_of(file, plan, kind, texts))
+    decide.say(wish, found, len(plan.cache), notify or (lambda line: None))
+    return found
+
+
+def memory_of(file: Packed, plan: Plan, kind: str, texts: int = 1, decision: Decision | None = None) -> dict[str, int]:
+    """Bytes, by use, of a process that has loaded the model and filled the contexts of `texts` texts; kind: type of the KV cache;
+    decision: what of the cache is on GPUs. (The weights are kept for layers that come back from there.)"""
+    found = memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, texts * blocks(plan), kind)
+    if decision is not None and decision.on_gpus:
+        here = plan.cache[: len(plan.cache) - decision.on_gpus]
+        found["cache"] = texts * blocks(plan) * KVCache.bytes_per_block(here, kind)
+    return found
 
 
 def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:

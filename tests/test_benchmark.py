@@ -15,7 +15,7 @@ import pytest
 from llmcli import benchmark, cost
 from llmcli.backends.backend import Batch, get
 from llmcli.backends.cpu import measure
-from llmcli.backends.cpu.fuse import EXPERTS
+from llmcli.backends.fuse import EXPERTS
 from llmcli.errors import ContextOverflow, NotFound
 from llmcli.formats import format as formats
 from llmcli.kv import KVCache

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llmcli.backends.cpu import build, choice, fuse, objects, warmup
+from llmcli.backends import fuse
+from llmcli.backends.cpu import build, choice, objects, warmup
 from llmcli.errors import InternalError
 from llmcli.models import decoder
 from llmcli.models.spec import Attention, Layer, Mlp, Norm, Rope, Spec

@@ -10,9 +10,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from llmcli.backends import backend
+from llmcli.backends import backend, fuse
 from llmcli.backends.backend import Batch
-from llmcli.backends.cpu import fuse, objects, run
+from llmcli.backends.cpu import objects, run
 from llmcli.errors import CorruptFile, NumericalError, Stopped
 from llmcli.formats import format as formats
 from llmcli.formats.format import PackedTensor, aligned

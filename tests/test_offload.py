@@ -1,4 +1,4 @@
-"""A model in parts on several devices computes what it computes whole, to the bit, and goes on with fewer layers there where memory ends."""
+"""A model in parts on several devices computes what it computes whole, to the bit, also when a GPU's memory ends meanwhile."""
 
 from __future__ import annotations
 
@@ -141,7 +141,7 @@ def test_a_gpu_that_runs_out_of_memory_loses_nothing(monkeypatch: pytest.MonkeyP
         notes: list[str] = []
         parts = parted(model, Share("cpu", 1), Share("cuda:0", 2), notes=notes)
         sequence = parts.cache.sequence()
-        got = parts.runner.run(Batch.of(sequence, ids[:BLOCK + 20], "last")).logits.copy()
+        got = parts.runner.run(Batch.of(sequence, ids[: BLOCK + 20], "last")).logits.copy()
         np.testing.assert_array_equal(got[0], whole[BLOCK + 19])
         fork = sequence.fork()
         for text in (sequence, fork):  # the second one copies the block that both share

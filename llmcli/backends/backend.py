@@ -162,10 +162,10 @@ class BackendModule(Protocol):
 
 
 def get(name: str) -> BackendModule:
-    """The backend in folder `name`: 'reference' or 'cpu'. Raises UsageError for another name."""
+    """The backend in folder `name`: 'reference', 'cpu' or 'cuda'. Raises UsageError for another name."""
     known = sorted(module.name for module in pkgutil.iter_modules([str(Path(__file__).parent)]) if module.ispkg)
     if name not in known:
-        raise UsageError(f"no device {name!r}", f"here is {', '.join(known)}", "Change --device")
+        raise UsageError(f"no device {name!r}", f"here is auto, {', '.join(known)}", "Change --device")
     return cast(BackendModule, importlib.import_module(f"llmcli.backends.{name}.run"))
 
 

@@ -125,6 +125,33 @@ CacheType = Annotated[
 NoVerify = Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")]
 
 
+def gpu_layers(word: str) -> str | int:
+    """A converter: auto, all or a number of layers."""
+    return word if word in ("auto", "all") else count(0, 10_000)(word)
+
+
+def shares(word: str) -> Shares:
+    """A converter: numbers from 0 on with commas in between, one of them larger than 0."""
+    found = Shares(map(number(0, 1e9), word.split(",")))
+    if not any(found):
+        raise typer.BadParameter(f"{word!r} gives no GPU a share")
+    return found
+
+
+class Shares(tuple[float, ...]):
+    """Numbers."""
+
+
+GpuLayers = Annotated[
+    Any,
+    option("-ngl", "--gpu-layers", section=MODEL, metavar="N", parser=gpu_layers, help="layers on GPUs: a number, auto (what fits) or all"),
+]
+GpuSplit = Annotated[
+    Shares | None,
+    option("--gpu-split", section=MODEL, metavar="X,Y", parser=shares, help="shares of the GPUs in those layers (by free memory)"),
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Machine:
     """How a model is run."""
@@ -136,8 +163,10 @@ class Machine:
     threads: Threads = None
     kv: CacheType = "auto"
     device: Annotated[
-        str, option("--device", "--backend", section=MODEL, metavar="NAME", help="what computes: cpu (default) or reference")
-    ] = "cpu"
+        str, option("--device", "--backend", section=MODEL, metavar="NAME", help="what computes: auto (default), cpu, cuda or reference")
+    ] = "auto"
+    gpu_layers: GpuLayers = "auto"
+    gpu_split: GpuSplit = None
     no_verify: NoVerify = False
 
     def open(self, name: str | None, console: Console, chat: bool = False, texts: int = 1, taps: Collection[str] = ()) -> Engine:
@@ -145,6 +174,9 @@ class Machine:
         taps: see `engine.load`."""
         from llmcli import engine
 
+        if self.device not in ("auto", "cuda") and (self.gpu_layers not in ("auto", 0) or self.gpu_split):
+            named = "--gpu-split" if self.gpu_split else "--gpu-layers"
+            raise UsageError(f"{named} with --device {self.device}", "that device is no GPU", "Leave one of them out")
         return engine.load(
             name,
             context=self.context,
@@ -155,6 +187,8 @@ class Machine:
             verify=not self.no_verify,
             chat=chat,
             taps=taps,
+            gpu_layers=self.gpu_layers,
+            gpu_split=self.gpu_split or (),
             notify=console.note,
         )
 

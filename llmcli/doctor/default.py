@@ -21,7 +21,8 @@ class Default:
 def default() -> Default:
     """Raises what finding and opening the model raises."""
     from llmcli import engine
-    from llmcli.backends.cpu import choice, fuse
+    from llmcli.backends import fuse
+    from llmcli.backends.cpu import choice
     from llmcli.weights import packed, store
 
     with packed.open(store.find(None)) as file:

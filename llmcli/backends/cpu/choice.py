@@ -6,8 +6,8 @@ import functools
 from collections.abc import Mapping
 
 from llmcli.backends.cpu import target, threads
-from llmcli.backends.cpu.fuse import Numbered
 from llmcli.backends.cpu.objects import Key
+from llmcli.backends.fuse import Numbered
 from llmcli.formats import format as formats
 from llmcli.plan import Op
 

@@ -13,9 +13,9 @@ import numpy.typing as npt
 
 from llmcli.backends.cpu import choice, experts, records, tiles
 from llmcli.backends.cpu.buffers import Buffers
-from llmcli.backends.cpu.fuse import Numbered
 from llmcli.backends.cpu.objects import Key
 from llmcli.backends.cpu.records import ROW, ROWS_OUTPUTS, ROWS_TOKENS, bits, pack
+from llmcli.backends.fuse import Numbered
 from llmcli.errors import CorruptFile
 from llmcli.formats import format as formats
 from llmcli.formats.format import ROWS, PackedTensor

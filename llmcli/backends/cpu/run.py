@@ -13,10 +13,10 @@ from llmcli.backends.backend import Batch, Notify, Result
 from llmcli.backends.cpu import choice, objects, threads
 from llmcli.backends.cpu.buffers import Buffers
 from llmcli.backends.cpu.choice import supports
-from llmcli.backends.cpu.fuse import fuse
 from llmcli.backends.cpu.lower import Lowering, Table
 from llmcli.backends.cpu.objects import Key
 from llmcli.backends.cpu.records import CHECKSUM, CLOCK, ROW, ROWS_ONE, pack
+from llmcli.backends.fuse import fuse
 from llmcli.errors import NumericalError, Stopped
 from llmcli.formats.format import PackedTensor
 from llmcli.kv import KVCache

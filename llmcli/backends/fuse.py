@@ -1,4 +1,4 @@
-"""Plan -> the operations that this backend runs: neighbours that belong together become one, and activations are
+"""Plan -> the operations that compiled backends run: neighbours that belong together become one, and activations are
 quantized where a matrix product wants them so.
 
 The result is a list of (number in the plan, Op). Beyond the plan's kinds:
