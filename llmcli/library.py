@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from llmcli.weights.aliases import Alias, aliases
 from llmcli.weights.packed import Packed
 
 if TYPE_CHECKING:
+    from llmcli.offload.decide import Layers
     from llmcli.originals import Original
 
 BITS = {"int4": 4, "int8": 8, "none": 16}
@@ -104,6 +105,19 @@ def plan_of(reference: str | None, context: int | None = None) -> Plan:
     """The operations that compute one step of a model."""
     with packed.open(store.find(reference)) as file:
         return engine.read_plan(file, context)[1]
+
+
+def gpu_placement(reference: str | None, context: int | None, layers: Layers) -> tuple[list[dict[str, Any]], str]:
+    """Which layers `llm run --gpu-layers` would put where on this machine now: a record for each layer (layer, device, bytes of weights
+    and of the KV cache of a full context, why), and why no GPU is used, or ''. GPUs are asked for their free memory."""
+    from llmcli.offload import decide, place
+
+    with packed.open(store.find(reference)) as file:
+        _, plan = engine.read_plan(file, context)
+        costs = engine.costs_of(file, plan, engine.cache_type(file.quantization))
+        found = decide.decide(decide.Wish("auto", layers), costs)
+        rows = place.explain(costs, found.placement, found.rooms, found.wanted)
+        return [asdict(row) for row in rows], found.reason
 
 
 def _architecture(file: Packed) -> str:

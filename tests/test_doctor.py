@@ -12,11 +12,13 @@ from pathlib import Path
 import pytest
 
 from llmcli import memory, places
+from llmcli.backends.cuda import device
 from llmcli.cli.app import main
 from llmcli.doctor import around, checks, machine
 from llmcli.doctor.default import default
 from llmcli.doctor.rows import Row
 from llmcli.errors import CorruptFile
+from test_cuda_device import Library
 
 
 @pytest.fixture(autouse=True)
@@ -131,9 +133,19 @@ def test_an_nvidia_driver(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
     card.mkdir(parents=True)
     (card / "information").write_text("Model: \t\t NVIDIA H200\nIRQ:   52\n")
     (tmp_path / "nvidia" / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  570.1.2  Fri\nGCC version:\n")
-    assert one("gpu", "ok").text.startswith("NVIDIA H200, driver 570.1.2, without libcuda.so.1")
-    (tmp_path / "libcuda.so.1").touch()
-    assert "without" not in one("gpu", "ok").text
+    missing = one("gpu", "note")
+    assert missing.text.startswith("NVIDIA H200, driver 570.1.2; not used: no NVIDIA driver: libcuda.so.1") and missing.fix.startswith(
+        "Install"
+    )
+
+
+def test_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(device.SIMULATOR, raising=False)
+    monkeypatch.setattr(device, "driver", lambda: device.Driver(Library((9, 0), version=12080)))
+    monkeypatch.setattr(device, "compiler", lambda: 12)
+    assert one("gpu", "ok").text.startswith("Stub 0 (8.0 GiB, compute capability 9.0), driver for CUDA 12.8, numba-cuda for CUDA 12; large")
+    monkeypatch.setattr(device, "compiler", lambda: None)
+    assert one("gpu", "note").fix.startswith("pip install 'llmcli[cuda]'")
 
 
 def test_another_program_called_llm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

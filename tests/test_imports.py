@@ -42,7 +42,7 @@ OURS: dict[str, set[str]] = {
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends", "offload"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},
     "acquire": MACHINE | {"originals", "engine", "plan", "models", "weights", "text"},
-    "library": MACHINE | {"originals", "engine", "plan", "models", "weights", "backends.cpu.objects"},
+    "library": MACHINE | {"originals", "engine", "plan", "models", "weights", "offload", "backends.cpu.objects"},
     "doctor": MACHINE | {"engine", "weights", "backends.cpu", "backends.cuda.device", "backends.fuse"},
     "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
     "generate": {"errors", "engine", "past", "sampling", "text"},
@@ -120,8 +120,9 @@ THEIRS: dict[str, set[str]] = {
         "cost",
         "benchmark",
     },
-    "llvmlite": {"backends.cpu"},
-    "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
+    "llvmlite": {"backends.cpu", "backends.cuda.kernels"},
+    "numba": {"backends.cpu.kernels", "backends.cpu.compile", "backends.cuda.kernels", "backends.cuda.memory"},
+    "cuda": {"backends.cuda.graph"},
 }
 
 

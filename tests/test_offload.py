@@ -218,4 +218,5 @@ def test_a_placement_is_explained() -> None:
     assert f"this part takes {room.free / 2**20:,.0f} MiB of {room.free / 2**20:,.0f} MiB free" in rows[-1].why
     assert "would take" in rows[0].why
     asked = place.explain(found, place.choose(found, [Room(0, 1 << 40)], 1), [Room(0, 1 << 40)], 1)
-    assert asked[0].why.startswith("1 on the GPU were asked for")
+    assert asked[0].why.startswith("-ngl 1;")
+    assert {row.why.partition(";")[0] for row in place.explain(found, (Share("cpu", found.layers),), [], 0)} == {"no GPU is used"}

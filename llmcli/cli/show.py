@@ -8,8 +8,9 @@ from typing import Annotated, Any
 import typer
 
 from llmcli.cli.console import Console, open_answer
-from llmcli.cli.options import MODEL, Common, Json, count, option
+from llmcli.cli.options import MODEL, Common, Json, count, gpu_layers, option
 from llmcli.cli.render import SCHEMA, to_line
+from llmcli.cli.table import table
 from llmcli.cli.units import size
 from llmcli.errors import UsageError
 from llmcli.text import escape
@@ -23,6 +24,7 @@ EXAMPLE = """
 llm show demo -c 512
 llm show demo --plan                          # the operations that compute a token
 llm show NAME --template                      # the chat template
+llm show NAME --gpu-layers auto               # what a GPU would compute, and why
 llm show NAME --json
 """
 
@@ -37,15 +39,20 @@ class Options(Json, Common):
     ] = None
     plan: Annotated[bool, option("--plan", help="the operations that compute a token instead")] = False
     template: Annotated[bool, option("--template", help="the chat template instead")] = False
+    gpu_layers: Annotated[
+        Any, option("-ngl", "--gpu-layers", metavar="N", parser=gpu_layers, help="which layers go to GPUs instead: N, auto or all")
+    ] = None
 
 
 def execute(options: Options, console: Console) -> int:
-    if options.json + options.plan + options.template > 1:
-        raise UsageError("--json, --plan and --template", "they exclude each other", "Give one of them")
+    if options.json + options.plan + options.template + (options.gpu_layers is not None) > 1:
+        raise UsageError("--json, --plan, --template and --gpu-layers", "they exclude each other", "Give one of them")
     from llmcli import library
 
     if options.plan:
         text = f"{library.plan_of(options.model, options.context)}\n"
+    elif options.gpu_layers is not None:
+        text = _placement(*library.gpu_placement(options.model, options.context, options.gpu_layers))
     elif options.template:
         text = library.template(options.model).rstrip("\n") + "\n"
     else:
@@ -59,6 +66,12 @@ def execute(options: Options, console: Console) -> int:
 def _text(facts: dict[str, Any]) -> str:
     lines = (f"{label:<24}{escape.name(shown)}".rstrip() for name, value in facts.items() for label, shown in _lines(name, value))
     return "\n".join(lines) + "\n"
+
+
+def _placement(rows: list[dict[str, Any]], reason: str) -> str:
+    shown = [["layer", "device", "weights", "cache", "why"]]
+    shown += [[str(row["layer"]), row["device"], size(row["weights"]), size(row["cache"]), row["why"]] for row in rows]
+    return table(shown, right=(0, 2, 3)) + (f"no GPU is used: {escape.name(reason)}\n" if reason else "")
 
 
 def _lines(name: str, value: Any) -> list[tuple[str, str]]:

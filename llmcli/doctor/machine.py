@@ -1,4 +1,4 @@
-"""The machine: processor, threads, memory, graphics card. Read from the system's own files; no weights are loaded, no driver is called."""
+"""The machine: processor, threads, memory, graphics card. Read from the system's own files and asked of the driver. No weights are loaded."""
 
 from __future__ import annotations
 
@@ -94,7 +94,32 @@ def room() -> Iterator[Row]:
 
 
 def gpu() -> Iterator[Row]:
-    """Whether there is an NVIDIA driver. Nothing is loaded from it."""
+    """What the NVIDIA driver says of its GPUs, whether kernels can be compiled for them, and what is missing."""
+    from llmcli.backends.cuda import device
+
+    try:
+        found = device.gpus()
+    except LlmError as error:
+        if text := _driver_files():
+            yield Row("gpu", "note", f"{text}; not used: {error.what}: {error.why}", error.todo)
+        else:
+            yield Row("gpu", "ok", "no NVIDIA driver found; llm computes on the CPU")
+        return
+    text = ", ".join(f"{gpu.name} ({size(gpu.memory)}, compute capability {gpu.capability[0]}.{gpu.capability[1]})" for gpu in found)
+    if not device.simulated():
+        version, made_for = device.driver().version(), device.compiler()
+        text += f", driver for CUDA {version[0]}.{version[1]}"
+        text += f", numba-cuda for CUDA {made_for}" if made_for else ""
+    try:
+        device.usable()
+    except LlmError as error:
+        yield Row("gpu", "note", f"{text}; not used: {error.what}: {error.why}", error.todo)
+    else:
+        yield Row("gpu", "ok", f"{text}; large models use it (--device auto)")
+
+
+def _driver_files() -> str:
+    """GPUs and driver by the kernel module's own files and the places where its library is; '' without either."""
     cards = [
         found[1].strip()
         for path in sorted(NVIDIA.glob("gpus/*/information"))
@@ -104,14 +129,9 @@ def gpu() -> Iterator[Row]:
         version = re.search(r"(?:Module|x86_64|aarch64)\s+([\d.]+)", (NVIDIA / "version").read_text())
     except OSError:
         version = None
-    library = any((Path(folder) / "libcuda.so.1").exists() for folder in LIBRARIES)
-    if not (cards or version or library):
-        yield Row("gpu", "ok", "no NVIDIA driver found; llm computes on the CPU")
-        return
-    text = ", ".join(cards) or "an NVIDIA driver"
-    text += f", driver {version[1]}" if version else ""
-    text += "" if library else ", without libcuda.so.1 (the driver's library for programs)"
-    yield Row("gpu", "ok", f"{text}; not used: llm computes on the CPU in this version")
+    if not (cards or version or any((Path(folder) / "libcuda.so.1").exists() for folder in LIBRARIES)):
+        return ""
+    return (", ".join(cards) or "an NVIDIA driver") + (f", driver {version[1]}" if version else "")
 
 
 def system() -> Iterator[Row]:

@@ -130,10 +130,12 @@ def explain(costs: Costs, placement: Placement, rooms: Sequence[Room], wanted: i
         for layer in range(first, last):
             if share.device != HOST:
                 why = f"this part takes {_mib(costs.part(first, last))} of {_mib(free[share.device])} free"
+            elif not rooms:
+                why = "no GPU is used"
             elif layer < costs.layers - wanted:
-                why = f"{wanted} on the GPU were asked for"
+                why = f"-ngl {wanted}"
             else:
-                largest = max((room.free for room in rooms), default=0)
+                largest = max(room.free for room in rooms)
                 why = f"with it a part would take {_mib(costs.part(layer, costs.layers))}; {_mib(largest)} are free"
             why += "; with the table of tokens" if layer == 0 else ""
             why += "; with the head" if layer == costs.layers - 1 else ""
