@@ -35,6 +35,7 @@ OURS: dict[str, set[str]] = {
     "sampling": {"errors"},
     "backends.backend": {"errors", "ops", "plan", "formats", "kv"},
     "backends.reference": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
+    "backends.cuda": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},
@@ -116,8 +117,8 @@ THEIRS: dict[str, set[str]] = {
         "cost",
         "benchmark",
     },
-    "llvmlite": {"backends.cpu"},
-    "numba": {"backends.cpu.kernels", "backends.cpu.compile"},
+    "llvmlite": {"backends.cpu", "backends.cuda.kernels.ptx"},
+    "numba": {"backends.cpu.kernels", "backends.cpu.compile", "backends.cuda.kernels"},
 }
 
 
