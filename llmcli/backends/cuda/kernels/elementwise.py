@@ -146,6 +146,6 @@ KERNELS = {
 """Arguments of each: see `rows`. Those of one operand get it as b too, and do not look at it."""
 
 
-def elementwise(name: str, most: int, columns: int):  # type: ignore[no-untyped-def]
+def elementwise(name: str, most: int, columns: int):
     """(kernel, grid, block) for up to `most` rows."""
     return KERNELS[name], (-(-columns // (BLOCK * EACH)), most), BLOCK

@@ -111,7 +111,7 @@ ROWS = {"rms": rows(False), "layer": rows(True)}
 HEADS = {"rms": segments(False), "layer": segments(True)}
 
 
-def norm(kind: str, most: int, heads: int):  # type: ignore[no-untyped-def]
+def norm(kind: str, most: int, heads: int):
     """(kernel, grid, block) for up to `most` rows; with several heads the kernel takes `heads` and `weight_step` too."""
     if heads == 1:
         return ROWS[kind], most, BLOCK

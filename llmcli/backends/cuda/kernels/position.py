@@ -19,6 +19,6 @@ def add_positions(step, x, x_start, x_stride, table, columns, offset):
         x[at] = x[at] + table[row * columns + column]
 
 
-def position_add(most: int, columns: int):  # type: ignore[no-untyped-def]
+def position_add(most: int, columns: int):
     """(kernel, grid, block) for up to `most` tokens."""
     return add_positions, (-(-columns // BLOCK), most), BLOCK

@@ -152,6 +152,17 @@ def shared8(typing, words, at):
 
 
 @intrinsic
+def shared16(typing, floats, at):
+    def emit(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        place = builder.bitcast(builder.gep(data, [args[1]]), ir.VectorType(F32, 4).as_pointer())
+        found = builder.load(place, align=16)
+        return cgutils.pack_array(builder, [builder.extract_element(found, I32(i)) for i in range(4)])
+
+    return types.UniTuple(f32, 4)(floats, i64), emit
+
+
+@intrinsic
 def copy16(typing, words, at, array, start):
     code = """{
         .reg .u64 shared;

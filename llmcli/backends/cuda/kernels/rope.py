@@ -47,6 +47,6 @@ def rows(interleaved):
 KERNELS = {"half": rows(False), "interleaved": rows(True)}
 
 
-def rope(interleaved: bool, most: int, heads: int, pairs: int):  # type: ignore[no-untyped-def]
+def rope(interleaved: bool, most: int, heads: int, pairs: int):
     """(kernel, grid, block) for up to `most` tokens."""
     return KERNELS["interleaved" if interleaved else "half"], (-(-(-(-heads // EACH) * pairs) // BLOCK), most), BLOCK

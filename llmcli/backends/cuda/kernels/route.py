@@ -69,6 +69,6 @@ def rows(over_all):
 KERNELS = {"before": rows(True), "after": rows(False)}
 
 
-def route(softmax: str, most: int):  # type: ignore[no-untyped-def]
+def route(softmax: str, most: int):
     """(kernel, grid, block) for up to `most` tokens; chosen <= count."""
     return KERNELS[softmax], most, WARP

@@ -17,6 +17,6 @@ def select(step, x, x_start, x_stride, out, out_start, out_stride, columns):
         out[out_start + row * out_stride + column] = x[x_start + token * x_stride + column]
 
 
-def select_rows(most: int, columns: int):  # type: ignore[no-untyped-def]
+def select_rows(most: int, columns: int):
     """(kernel, grid, block) for up to `most` wanted rows."""
     return select, (-(-columns // BLOCK), most), BLOCK

@@ -90,6 +90,11 @@ def shared8(words, at):
     return words[at], words[at + 1]
 
 
+def shared16(floats, at):
+    assert at % 4 == 0 and 0 <= at <= floats.size - 4, at
+    return floats[at], floats[at + 1], floats[at + 2], floats[at + 3]
+
+
 def copy16(words, at, array, start):
     assert at % 4 == 0
     _thread().__dict__.setdefault("copies", [[]])[-1].append((words, int(at), load16(array, start)))
