@@ -120,7 +120,7 @@ THEIRS: dict[str, set[str]] = {
         "cost",
         "benchmark",
     },
-    "llvmlite": {"backends.cpu", "backends.cuda.kernels"},
+    "llvmlite": {"backends.cpu", "backends.cuda.kernels.ptx"},
     "numba": {"backends.cpu.kernels", "backends.cpu.compile", "backends.cuda.kernels", "backends.cuda.memory"},
     "cuda": {"backends.cuda.graph"},
 }

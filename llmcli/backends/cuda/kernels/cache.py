@@ -1,0 +1,137 @@
+"""The KV cache on the device: its layout, and writing keys and values into it.
+
+Blocks of 256 positions, numbered as in kv.py; a block, a layer and a kv head have
+    keys    [ceil(D / C)][256 positions][C]   C columns of a position are a chunk of 16 bytes; columns beyond D are zero
+    values  [256 / C][D][C positions]         C positions of a column are a chunk
+    bytes   [block][layer][kv head][keys | values]
+with C = 8 for f16, 4 for f32. So a warp whose lanes are positions reads 512 consecutive bytes of keys, and a warp whose lanes are
+columns reads 512 consecutive bytes of values; both are also what the tensor cores' B fragments want. A copied block is one run
+of bytes. Beyond a sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmcli.backends.cuda.kernels.faults import report
+from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, device, float_to_half, kernel
+from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS, TABLE_WIDTH, TABLES
+from llmcli.kv import BLOCK
+from llmcli.plan import CacheLayer
+
+F = np.float32
+CHUNK_BYTES = 16
+ITEM = {"f32": 4, "f16": 2}
+"""Bytes of a number, for each cache type."""
+VIEW = {"f32": np.dtype(np.float32), "f16": np.dtype(np.uint16)}
+"""As what `write` sees the cache."""
+LIMIT = {"f32": F(np.finfo(F).max), "f16": F(65504)}
+THREADS = 128 if not SIMULATED else 32
+
+
+@dataclass(frozen=True)
+class HeadLayout:
+    """Where one kv head's numbers of one block are."""
+
+    head_size: int
+    dtype: str
+
+    @property
+    def chunk(self) -> int:
+        """Numbers in a chunk."""
+        return CHUNK_BYTES // ITEM[self.dtype]
+
+    @property
+    def key_chunks(self) -> int:
+        """Chunks of one key."""
+        return -(-self.head_size // self.chunk)
+
+    @property
+    def key_bytes(self) -> int:
+        return self.key_chunks * BLOCK * CHUNK_BYTES
+
+    @property
+    def head_bytes(self) -> int:
+        return self.key_bytes + BLOCK * self.head_size * ITEM[self.dtype]
+
+
+@dataclass(frozen=True)
+class CacheLayout:
+    """A device's part of the cache: some layers of every block."""
+
+    layers: tuple[HeadLayout, ...]
+    starts: tuple[int, ...]
+    """Byte of a block where each layer begins."""
+    block_bytes: int
+
+    @staticmethod
+    def of(layers: Sequence[CacheLayer], dtype: str) -> CacheLayout:
+        heads = tuple(HeadLayout(layer.head_size, dtype) for layer in layers)
+        starts, size = [], 0
+        for head, layer in zip(heads, layers, strict=True):
+            starts.append(size)
+            size += layer.kv_heads * head.head_bytes
+        return CacheLayout(heads, tuple(starts), size)
+
+
+@device
+def block_byte(step, token, block, layer_start, block_bytes):
+    """Where the layer begins in block number `block` of a token's sequence."""
+    owner = step[HEADER + OWNERS * step[MOST] + token]
+    number = step[HEADER + TABLES * step[MOST] + owner * step[TABLE_WIDTH] + block]
+    return np.int64(layer_start) + np.int64(number) * np.int64(block_bytes)
+
+
+@device
+def as_half(x):
+    return np.uint16(float_to_half(x))
+
+
+@device
+def as_float(x):
+    return x
+
+
+STORED = {"f16": as_half, "f32": as_float}
+
+
+def write(head_size: int, dtype: str):
+    """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
+    parts that the L2 cache puts together."""
+    layout = HeadLayout(head_size, dtype)
+    chunk, padded, item, key_bytes, head_bytes = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype], layout.key_bytes, layout.head_bytes
+    stored, limit, zero = STORED[dtype], LIMIT[dtype], F(0)
+
+    @kernel
+    def cache_write(
+        step, fault, op, key, key_start, key_stride, value, value_start, value_stride, cache, layer_start, block_bytes, kv_heads
+    ):
+        """cache: the whole of it as VIEW[dtype]; layer_start, block_bytes: bytes."""
+        token = cuda.blockIdx.y
+        item_of_row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
+        head, column = item_of_row // padded, item_of_row % padded
+        if token >= step[0] or head >= kv_heads:
+            return
+        position = step[HEADER + POSITIONS * step[MOST] + token]
+        within = position % BLOCK
+        start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
+        keys, values = start // item, (start + key_bytes) // item
+        k = zero
+        if column < head_size:
+            at = head * head_size + column
+            k, v = key[key_start + token * key_stride + at], value[value_start + token * value_stride + at]
+            if not (abs(k) <= limit and abs(v) <= limit):
+                report(fault, op, token)
+            cache[values + (within // chunk * head_size + column) * chunk + within % chunk] = stored(v)
+        cache[keys + (column // chunk * BLOCK + within) * chunk + column % chunk] = stored(k)
+
+    return cache_write
+
+
+def cache_write(head_size: int, dtype: str, most: int, kv_heads: int):
+    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    layout = HeadLayout(head_size, dtype)
+    return write(head_size, dtype), (-(-kv_heads * layout.key_chunks * layout.chunk // THREADS), most), THREADS

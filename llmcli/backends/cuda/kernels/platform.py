@@ -1,0 +1,119 @@
+"""What kernels are written in: CUDA's instructions, or plain Python twins of them in Numba's simulator. Same names, same results.
+
+Kernel modules import all of it from here, `cuda` too (never from numba: the simulator would give them another one):
+
+    from llmcli.backends.cuda.kernels.platform import cuda, device, kernel, lane_sum
+
+    @device                                     a function that kernels call; may use cuda.threadIdx and barriers
+    @kernel                                     a kernel, started as k[grid, block, stream](arguments)
+    dp4a(a, b, c)                i32            c + four products of the signed bytes of a and b
+    permute(a, b, selector)      i32            byte i of the result is byte (selector >> 4 i) & 7 of b:a; bits 3 must be 0
+    mma_s8(a0..a3, b0, b1, c0..c3)  4 i32       a warp's C + A @ B: mma.sync.m16n8k32, signed bytes; fragments as in the PTX manual
+    load16(bytes, at)            4 i32          16 bytes of a u8 array at a multiple of 16, which nobody writes meanwhile
+    stream16(bytes, at), stream8(bytes, at)     the same, 16 or 8 bytes, past the L1 cache: for what is read once
+    shared8(words, at)           2 i32          two words of a shared i32 array, at an even index
+    shared16(floats, at)         4 f32          four floats of a shared f32 array made with alignment=16, at an index that is a multiple of 4
+    copy16(words, at, bytes, from)              starts to copy 16 bytes of a u8 array to word `at` of a shared i32 array (cp.async)
+    copies_commit()                             closes a group of a thread's copies
+    copies_wait(), copies_wait_but_last()       waits for all groups, or all but the last; others' copies are there after a barrier
+    lane_sum(x), lane_max(x)                    over a warp's 32 lanes, in every lane; xor 16, 8, 4, 2, 1 is the order of addition
+    fma(a, b, c)                 f32            a * b + c, rounded once
+    product(a, b)                f32            a * b, rounded: the compiler may turn a plain a * b + c into one fma
+    nearest(x)                   i32            rounded to the nearest, halves to even
+    half_to_float(bits), float_to_half(x)       f16 as its 16 bits in an integer; to the nearest, halves to even
+    bits_float(bits), float_bits(x)             an i32 and the f32 of the same bits
+
+Warp operations (mma_s8, lane_*) and cuda.syncthreads() are called by all threads of a block equally often: guard values, not calls.
+Literals are i64 and f64 in Numba: write np.float32(0), np.int32(0) where the type matters.
+"""
+
+from __future__ import annotations
+
+from numba import config
+
+SIMULATED = bool(config.ENABLE_CUDASIM)
+WARP = 32
+
+if SIMULATED:
+    from llmcli.backends.cuda.kernels.twins import (
+        bits_float,
+        copies_commit,
+        copies_wait,
+        copies_wait_but_last,
+        copy16,
+        cuda,
+        device,
+        dp4a,
+        float_bits,
+        float_to_half,
+        fma,
+        half_to_float,
+        kernel,
+        lane_max,
+        lane_sum,
+        load16,
+        mma_s8,
+        nearest,
+        permute,
+        product,
+        shared8,
+        shared16,
+        stream8,
+        stream16,
+    )
+else:
+    from llmcli.backends.cuda.kernels.ptx import (
+        bits_float,
+        copies_commit,
+        copies_wait,
+        copies_wait_but_last,
+        copy16,
+        cuda,
+        device,
+        dp4a,
+        float_bits,
+        float_to_half,
+        fma,
+        half_to_float,
+        kernel,
+        lane_max,
+        lane_sum,
+        load16,
+        mma_s8,
+        nearest,
+        permute,
+        product,
+        shared8,
+        shared16,
+        stream8,
+        stream16,
+    )
+
+__all__ = [
+    "SIMULATED",
+    "WARP",
+    "bits_float",
+    "copies_commit",
+    "copies_wait",
+    "copies_wait_but_last",
+    "copy16",
+    "cuda",
+    "device",
+    "dp4a",
+    "float_bits",
+    "float_to_half",
+    "fma",
+    "half_to_float",
+    "kernel",
+    "lane_max",
+    "lane_sum",
+    "load16",
+    "mma_s8",
+    "nearest",
+    "permute",
+    "product",
+    "shared8",
+    "shared16",
+    "stream8",
+    "stream16",
+]

@@ -1,0 +1,126 @@
+"""The twins of CUDA's instructions, and the scheduler that the other tests rely on."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from llmcli.backends.cuda.kernels.platform import (
+    copies_commit,
+    copies_wait,
+    copies_wait_but_last,
+    copy16,
+    cuda,
+    dp4a,
+    float_to_half,
+    half_to_float,
+    kernel,
+    lane_max,
+    lane_sum,
+    load16,
+    mma_s8,
+    permute,
+)
+
+
+@kernel
+def reduce(x, sums, largest):
+    i = cuda.grid(1)
+    sums[i] = lane_sum(x[i])
+    largest[i] = lane_max(x[i])
+
+
+def test_a_warp_adds_in_its_order() -> None:
+    x = (np.random.default_rng(1).standard_normal(128) * 10.0 ** np.arange(-64, 64)[::-1].clip(-9, 9)).astype(np.float32)
+    sums, largest = np.full((2, 128), np.nan, np.float32)
+    reduce[2, 64](x, sums, largest)
+    tree = x.reshape(4, 32)
+    while tree.shape[1] > 1:
+        half = tree.shape[1] // 2
+        tree = tree[:, :half] + tree[:, half:]
+    np.testing.assert_array_equal(sums.reshape(4, 32), np.repeat(tree, 32, 1))
+    np.testing.assert_array_equal(largest.reshape(4, 32), np.repeat(x.reshape(4, 32).max(1, keepdims=True), 32, 1))
+
+
+@kernel
+def multiply(a, b, c):
+    """One warp's C += A @ B, fragments loaded as the PTX manual says."""
+    lane = cuda.threadIdx.x
+    g, q = lane // 4, lane % 4
+    d = mma_s8(
+        a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + 4 + q], a[(g + 8) * 8 + 4 + q], b[g * 8 + q], b[g * 8 + 4 + q],
+        c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1],
+    )  # fmt: skip
+    c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1] = d
+
+
+def test_mma_is_a_matrix_product() -> None:
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(-128, 128, (16, 32)).astype(np.int8), rng.integers(-128, 128, (8, 32)).astype(np.int8)
+    c = rng.integers(-1000, 1000, (16, 8)).astype(np.int32)
+    out = c.copy().reshape(-1)
+    multiply[1, 32](a.view(np.int32).reshape(-1), b.view(np.int32).reshape(-1), out)
+    np.testing.assert_array_equal(out.reshape(16, 8), c + a.astype(np.int32) @ b.T.astype(np.int32))
+
+
+@kernel
+def staged(x, out):
+    words = cuda.shared.array(256, np.int32, alignment=16)
+    i = cuda.threadIdx.x
+    copy16(words, i * 4, x, i * 16)
+    copies_commit()
+    copy16(words, 128 + i * 4, x, 512 + i * 16)
+    copies_commit()
+    out[i] = words[i * 4]
+    copies_wait_but_last()
+    out[32 + i] = words[i * 4]
+    out[64 + i] = words[128 + i * 4]
+    copies_wait()
+    cuda.syncthreads()
+    out[96 + i] = words[128 + (31 - i) * 4]
+
+
+def test_copies_are_there_when_waited_for() -> None:
+    x, out = np.arange(256, dtype=np.int32), np.zeros(128, np.int32)
+    staged[1, 32](x.view(np.uint8), out)
+    expected = [np.full(32, -1), x[:128:4], np.full(32, -1), x[128::4][::-1]]
+    np.testing.assert_array_equal(out.reshape(4, 32), expected)
+
+
+def test_instructions_of_one_thread() -> None:
+    assert dp4a(0x80FF7F01 - (1 << 32), 0x80017F02 - (1 << 32), np.int32(5)) == 128 * 128 - 1 + 127 * 127 + 2 + 5
+    assert permute(0x33221100, 0x77665544, 0x7410) == 0x77441100
+    for bits in (0, 1, 0x3C00, 0x7BFF, 0x7C00, 0x8001):
+        assert float_to_half(half_to_float(bits)) == bits
+    assert float_to_half(np.float32(1e9)) == 0x7C00
+
+
+@kernel
+def uneven(x):
+    if cuda.threadIdx.x < 7:
+        cuda.syncthreads()
+
+
+@kernel
+def outside(x):
+    load16(x, 16)
+
+
+def test_mistakes_of_kernels_are_errors() -> None:
+    with pytest.raises(AssertionError, match="7 threads of 32 wait"):
+        uneven[1, 32](np.zeros(1))
+    with pytest.raises(AssertionError, match="16"):
+        outside[1, 32](np.zeros(16, np.uint8))
+
+
+@kernel
+def racing(x):
+    words = cuda.shared.array(32, np.int32)
+    words[cuda.threadIdx.x] = cuda.threadIdx.x
+    x[cuda.threadIdx.x] = words[(cuda.threadIdx.x + 1) % 32]
+
+
+def test_a_missing_barrier_shows() -> None:
+    x = np.zeros(32, np.int32)
+    racing[1, 32](x)
+    assert x.tolist() != [(i + 1) % 32 for i in range(32)]
