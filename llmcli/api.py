@@ -99,7 +99,8 @@ def load(
     context: int | None = None,
     threads: int | None = None,
     kv: str = "auto",
-    device: str = "cpu",
+    device: str = "auto",
+    gpu_layers: int | str = "auto",
     texts: int = 1,
     verify: bool = True,
 ) -> Model:
@@ -107,17 +108,21 @@ def load(
 
     model: a name of `llm list` with ':int4', ':int8' or ':none' where there are several, or a path; None: the default model.
     context: tokens of a text and its continuation (the model's, at most 4,096). threads: None for the usable physical cores.
-    kv: 'auto', 'f32' or 'f16', the type of the KV cache. device: 'cpu' or 'reference'. texts: how many texts of a full context may be in
-    work at once. verify: compare the weights' checksums.
+    kv: 'auto', 'f32' or 'f16', the type of the KV cache. device: 'auto', 'cpu', 'cuda' or 'reference'. gpu_layers: how many layers may be
+    on GPUs, a number, 'auto' or 'all'. texts: how many texts of a full context may be in work at once. verify: compare the weights'
+    checksums.
 
-    Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UsageError.
+    Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UsageError, DeviceError.
     """
     for name, value, low, high in (("threads", threads, 1, 1024), ("texts", texts, 1, 2**16)):
         if value is not None and not low <= value <= high:
             raise UsageError(name, f"{value!r} is not a whole number from {low:,} to {high:,}", "Change it")
     if kv not in ("auto", "f32", "f16"):
         raise UsageError("kv", f"{kv!r} is none of auto, f32 and f16", "Change it")
-    return Model(engines.load(model, context=context, threads=threads, backend=device, kv=kv, texts=texts, verify=verify))
+    if gpu_layers not in ("auto", "all") and (not isinstance(gpu_layers, int) or gpu_layers < 0):
+        raise UsageError("gpu_layers", f"{gpu_layers!r} is neither 'auto', 'all' nor a number of layers", "Change it")
+    options = {"backend": device, "gpu_layers": gpu_layers, "kv": kv, "texts": texts, "verify": verify}
+    return Model(engines.load(model, context=context, threads=threads, **options))
 
 
 class Model:

@@ -1,4 +1,4 @@
-"""The machine: processor, threads, memory, graphics card. Read from the system's own files and asked of the driver. No weights are loaded."""
+"""The machine: processor, threads, memory, graphics card. By the system's own files and the driver; no weights are loaded."""
 
 from __future__ import annotations
 

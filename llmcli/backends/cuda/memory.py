@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import cuda
+from numba import cuda as numba_cuda
 from numba.cuda.cudadrv.driver import CudaAPIError
 
 from llmcli.errors import DeviceError, OutOfMemory
@@ -19,6 +19,7 @@ from llmcli.errors import DeviceError, OutOfMemory
 STAGE = 16 << 20
 """Bytes of a page-locked buffer for uploads."""
 OUT_OF_MEMORY = 2
+cuda: Any = numba_cuda
 Array = Any
 """A flat array on the GPU (numba's DeviceNDArray)."""
 

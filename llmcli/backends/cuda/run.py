@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +17,6 @@ from llmcli.backends.cuda import graph, lower
 from llmcli.backends.cuda.buffers import Buffers, height
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.kernels.step import words
-from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.lower import Lowering, supports
 from llmcli.backends.cuda.memory import Memory
 from llmcli.backends.cuda.store import DeviceStore
@@ -45,15 +45,13 @@ def load(
 ) -> CudaRunner:
     """A Runner on GPU number `device`, which was found usable (device.py). most_tokens: what is computed at once, longer steps are cut.
     Raises OutOfMemory, DeviceError."""
-    return CudaRunner(plan, weights, cache, most_tokens, device, notify)
+    return CudaRunner(plan, weights, cache, most_tokens, device)
 
 
 class CudaRunner:
     """See backends.backend.Runner."""
 
-    def __init__(
-        self, plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, most_tokens: int, device: int, notify: Notify | None
-    ) -> None:
+    def __init__(self, plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, most_tokens: int, device: int) -> None:
         self.plan, self.cache = plan, cache
         self._memory, self._most = Memory(device), most_tokens
         formats = {name: weights[name].format for name in plan.weights}
@@ -67,20 +65,19 @@ class CudaRunner:
         cache.keep_in(self.store)
         self._steps: dict[tuple[int, int], Step] = {}
         self._stopped = threading.Event()
-        if notify is not None:
-            self._say: Notify | None = notify
 
     def run(self, batch: Batch) -> Result:
         self._stopped.clear()
         count = len(batch.tokens)
         if count <= self._most:
             return self._piece(batch, 0)
-        parts = []
-        for start in range(0, count, self._most):
-            parts.append(_copied(self._piece(batch, start)))
-        arrays = ("logits", "top_ids", "top_logits", "logsumexp", "entropy")
+        parts = [_copied(self._piece(batch, start)) for start in range(0, count, self._most)]
+
+        def whole(name: str) -> Any:
+            return np.concatenate([getattr(part, name) for part in parts])
+
         taps = {name: np.concatenate([part.taps[name] for part in parts]) for name in parts[0].taps}
-        return Result(*(np.concatenate([getattr(part, name) for part in parts]) for name in arrays), taps)
+        return Result(whole("logits"), whole("top_ids"), whole("top_logits"), whole("logsumexp"), whole("entropy"), taps)
 
     def stop(self) -> None:
         self._stopped.set()
@@ -175,5 +172,6 @@ class Step:
 
 def _copied(result: Result) -> Result:
     """The same, not as views that the next step overwrites."""
-    arrays = (result.logits, result.top_ids, result.top_logits, result.logsumexp, result.entropy)
-    return Result(*(array.copy() for array in arrays), {name: rows.copy() for name, rows in result.taps.items()})
+    taps = {name: rows.copy() for name, rows in result.taps.items()}
+    logits, ids, values = result.logits.copy(), result.top_ids.copy(), result.top_logits.copy()
+    return Result(logits, ids, values, result.logsumexp.copy(), result.entropy.copy(), taps)

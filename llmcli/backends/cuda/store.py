@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends.cuda.kernels.cache import CacheLayout
-from llmcli.backends.cuda.memory import Memory
+from llmcli.backends.cuda.memory import Array, Memory
 from llmcli.kv import BLOCK, LANES, KVCache
 
-BITS = {"f16": np.dtype(np.uint16), "f32": np.dtype(np.uint32)}
+BITS: dict[str, np.dtype[Any]] = {"f16": np.dtype(np.uint16), "f32": np.dtype(np.uint32)}
 """Cached numbers as their bits, which no copy may change."""
 
 
@@ -66,7 +68,7 @@ class DeviceStore:
     def _key_bytes(self, layer: int) -> int:
         return self.layout.layers[self.layers.index(layer)].key_bytes
 
-    def _part(self, layer: int, block: int):  # type: ignore[no-untyped-def]
+    def _part(self, layer: int, block: int) -> Array:
         index = self.layers.index(layer)
         start = block * self.layout.block_bytes + self.layout.starts[index]
         return self.bytes[start : start + self.cache.layers[layer].kv_heads * self.layout.layers[index].head_bytes]

@@ -1,0 +1,237 @@
+"""Operations, weights and memory -> what is launched for them, for steps of up to so many tokens and output rows.
+
+Grids are fixed by those two numbers; kernels look at the step for what is really there, so the same launches serve every step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmcli.backends.cuda import weights as repacked
+from llmcli.backends.cuda.buffers import Buffers
+from llmcli.backends.cuda.kernels import cache, elementwise, norm, position, quantize, rope, route, select
+from llmcli.backends.cuda.kernels.attention_decode import attention_decode, attention_merge, units
+from llmcli.backends.cuda.kernels.attention_prompt import attention_prompt
+from llmcli.backends.cuda.launch import Launch
+from llmcli.backends.cuda.memory import Array, Memory
+from llmcli.backends.cuda.store import DeviceStore
+from llmcli.backends.fuse import Numbered
+from llmcli.formats import format as formats
+from llmcli.formats.format import PackedTensor
+from llmcli.plan import Op, Plan, Slot
+
+FEW = 8
+"""Up to so many tokens, attention is spread over the keys of each of them; for more, over tokens."""
+ELEMENTWISE = {"activation": "", "multiply": "", "add": "", "scale": "factor", "softcap": "cap", "clip": "limit", "scale_rows": ""}
+"""Operations on numbers one by one, and their parameter."""
+
+
+def supports(op: str, format: str) -> str:
+    """See backends.backend."""
+    if op not in LOWER and op != "experts":
+        return f"the cuda backend does not compute {op} yet"
+    return "" if not format or format in formats.names() else f"there is no format {format}"
+
+
+def integers(format: str) -> bool:
+    """Products with this format take activations in int8."""
+    return formats.get(format).FORMAT.activations == "int8"
+
+
+def integer(op: Op, name: str) -> int:
+    """A parameter that is a whole number."""
+    value = op.params[name]
+    assert isinstance(value, int)
+    return value
+
+
+def number(op: Op, name: str) -> float:
+    """A parameter that is a number."""
+    value = op.params[name]
+    assert isinstance(value, int | float)
+    return float(value)
+
+
+class Lowering:
+    """What all launches of a runner share: the weights on the GPU among it."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        ops: list[Numbered],
+        weights: Mapping[str, PackedTensor],
+        store: DeviceStore,
+        buffers: Buffers,
+        memory: Memory,
+    ) -> None:
+        self.plan, self.ops, self.store, self.buffers, self.memory = plan, ops, store, buffers, memory
+        self.tensors = {name: weights[name] for name in plan.weights}
+        self.weights = {name: self._upload(tensor) for name, tensor in self.tensors.items()}
+        self.nothing = memory.array(1, np.float32)
+        """Stands for a weight that an operation does not have."""
+        self._constants: dict[tuple[Any, ...], Array] = {}
+        self.parts = self._attention_parts()
+
+    def launches(self, tokens: int, outputs: int) -> list[Launch]:
+        """A step of up to so many tokens and output rows."""
+        found = []
+        for op_number, op in self.ops:
+            of_outputs = self.of_outputs(op)
+            rows = outputs if of_outputs else tokens
+            found += LOWER[op.kind](self, op, op_number, rows) if rows else []
+        return found
+
+    def of_outputs(self, op: Op) -> int:
+        """1 where the operation works on output rows, 0 for tokens."""
+        slot = (*op.out, *op.inputs)[0]
+        return int(self.plan.buffers[slot.buffer].rows == "outputs")
+
+    def operand(self, slot: Slot) -> tuple[Array, int, int]:
+        return self.buffers.operand(slot)
+
+    def vector(self, name: str | None) -> Array:
+        """A float32 weight, or something in its place."""
+        return self.nothing if name is None else self.weights[name]
+
+    def constant(self, values: Any) -> Array:
+        """These float32 numbers, which all layers share; something in their place where there are none."""
+        if not values:
+            return self.nothing
+        if values not in self._constants:
+            self._constants[values] = self.memory.constant(np.array(values, np.float32))
+        return self._constants[values]
+
+    def cached(self, layer: int) -> tuple[Array, int, int]:
+        """The store's bytes, where a layer begins in a block, and bytes of a block."""
+        return self.store.bytes, self.store.start(layer), self.store.layout.block_bytes
+
+    def _upload(self, tensor: PackedTensor) -> Array:
+        size = repacked.size(tensor)
+        data: npt.NDArray[np.uint8] = np.empty(size, np.uint8)
+        repacked.repack(tensor, data)
+        return self.memory.upload([data], size, np.uint8).view(np.float32 if tensor.format == "vector" else np.uint8)
+
+    def _attention_parts(self) -> tuple[Array, Array]:
+        """What attention of few tokens keeps between its two launches: vectors and extents."""
+        most = units(self.plan.context)
+        vectors = extents = 0
+        for op in self.plan.ops:
+            if op.kind == "attention":
+                rows = FEW * integer(op, "heads") * most
+                vectors, extents = max(vectors, rows * integer(op, "head_size")), max(extents, 2 * rows)
+        return self.memory.array(vectors, np.float32), self.memory.array(extents, np.float32)
+
+
+def _launch(chosen: Any, args: tuple[Any, ...]) -> Launch:
+    """chosen: kernel, grid and block, as the kernels' files give them."""
+    kernel, grid, block = chosen
+    return Launch(kernel, grid, block, args)
+
+
+# What each operation is launched as: (lowering, operation, its number in the plan, most rows) -> launches.
+
+
+def _position_add(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    columns = op.out[0].width
+    args = (at.buffers.step, *at.operand(op.out[0]), at.vector(op.weights[0]), columns, integer(op, "offset"))
+    return [_launch(position.position_add(rows, columns), args)]
+
+
+def _norm(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
+    heads, width = integer(op, "heads"), op.out[0].width
+    args: tuple[Any, ...] = (
+        *(at.buffers.step, at.of_outputs(op), at.buffers.fault, op_number, *at.operand(op.inputs[0])),
+        *(at.vector(weight), int(weight is not None), at.vector(bias), int(bias is not None), *at.operand(op.out[0])),
+        *(width // heads, number(op, "eps")),
+    )
+    if heads > 1:
+        own = weight is not None and at.tensors[weight].shape[0] == width
+        args += (heads, width // heads if own else 0)
+    return [_launch(norm.norm(str(op.params["kind"]), rows, heads), args)]
+
+
+def _elementwise(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    name = str(op.params["kind"]) + ("_multiply" if len(op.inputs) == 2 else "") if op.kind == "activation" else op.kind
+    param, columns = ELEMENTWISE[op.kind], op.out[0].width
+    operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[-1]), *at.operand(op.out[0]))
+    args = (at.buffers.step, at.of_outputs(op), *operands, columns, number(op, param) if param else 0.0)
+    return [_launch(elementwise.elementwise(name, rows, columns), args)]
+
+
+def _rope(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    heads, pairs = integer(op, "heads"), integer(op, "size") // 2
+    frequencies = at.constant(op.params["frequencies"])
+    args = (at.buffers.step, *at.operand(op.out[0]), heads, integer(op, "head_size"), pairs, frequencies, number(op, "factor"))
+    return [_launch(rope.rope(bool(op.params["interleaved"]), rows, heads, pairs), args)]
+
+
+def _cache_write(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    layer = integer(op, "layer")
+    shape, dtype = at.store.cache.layers[layer], at.store.cache.dtype
+    stored, start, block_bytes = at.cached(layer)
+    operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[1]))
+    args = (at.buffers.step, at.buffers.fault, op_number, *operands, stored.view(cache.VIEW[dtype]), start, block_bytes, shape.kv_heads)
+    return [_launch(cache.cache_write(shape.head_size, dtype, rows, shape.kv_heads), args)]
+
+
+def _attention(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    heads, kv_heads, size, dtype = integer(op, "heads"), integer(op, "kv_heads"), integer(op, "head_size"), at.store.cache.dtype
+    sinks = op.weights[0] if op.weights else None
+    slopes = at.constant(op.params["slopes"])
+    window, group = integer(op, "window"), heads // kv_heads
+    query, out = at.operand(op.inputs[0]), at.operand(op.out[0])
+    cached = (
+        *at.cached(integer(op, "layer")),
+        kv_heads,
+        number(op, "scale"),
+        window,
+        number(op, "softcap"),
+        slopes,
+        int(slopes is not at.nothing),
+    )
+    last = (at.vector(sinks), int(sinks is not None))
+    if rows > FEW:
+        return [_launch(attention_prompt(size, dtype, rows, kv_heads, group), (at.buffers.step, *query, *cached, *last, *out))]
+    vectors, extents = at.parts
+    most = units(at.plan.context)
+    return [
+        _launch(attention_decode(size, dtype, rows, kv_heads, group, most), (at.buffers.step, *query, *cached, vectors, extents, most)),
+        _launch(attention_merge(size, rows, heads), (at.buffers.step, vectors, extents, most, *out, size, window, *last)),
+    ]
+
+
+def _route(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    operands = (*at.operand(op.inputs[0]), *at.operand(op.out[0]), *at.operand(op.out[1]))
+    args = (at.buffers.step, *operands, integer(op, "count"), integer(op, "chosen"), int(bool(op.params["normalise"])), number(op, "scale"))
+    return [_launch(route.route(str(op.params["softmax"]), rows), args)]
+
+
+def _select_rows(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    columns = op.out[0].width
+    args = (at.buffers.step, *at.operand(op.inputs[0]), *at.operand(op.out[0]), columns)
+    return [_launch(select.select_rows(rows, columns), args)]
+
+
+def _quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    x, of_outputs = op.inputs[0], at.of_outputs(op)
+    args = (at.buffers.step, of_outputs, *at.operand(x), x.width, at.buffers.codes[of_outputs])
+    return [_launch(quantize.launch(rows, x.width), args)]
+
+
+Lower = Callable[[Lowering, Op, int, int], list[Launch]]
+LOWER: dict[str, Lower] = {
+    "position_add": _position_add,
+    "quantize": _quantize,
+    "norm": _norm,
+    "rope": _rope,
+    "cache_write": _cache_write,
+    "attention": _attention,
+    "route": _route,
+    "select_rows": _select_rows,
+    **dict.fromkeys(ELEMENTWISE, _elementwise),
+}
