@@ -121,7 +121,7 @@ def load(
         raise UsageError("kv", f"{kv!r} is none of auto, f32 and f16", "Change it")
     if gpu_layers not in ("auto", "all") and (not isinstance(gpu_layers, int) or gpu_layers < 0):
         raise UsageError("gpu_layers", f"{gpu_layers!r} is neither 'auto', 'all' nor a number of layers", "Change it")
-    options = {"backend": device, "gpu_layers": gpu_layers, "kv": kv, "texts": texts, "verify": verify}
+    options: dict[str, Any] = {"backend": device, "gpu_layers": gpu_layers, "kv": kv, "texts": texts, "verify": verify}
     return Model(engines.load(model, context=context, threads=threads, **options))
 
 

@@ -28,9 +28,8 @@ def test_layers_move_there_and_back(dtype: str) -> None:
     values = [cache.values(layer, text.blocks[1]).copy() for layer in range(len(LAYERS))]
     store = DeviceStore(Memory(0), cache, (1, 3))
     cache.keep_in(store)
-    cache.data[:] = np.where(
-        np.arange(cache.data.size) % cache.block_bytes < cache.layer_offsets[1], cache.data, 0
-    )  # what moved is not read here
+    # What moved is not read here any more.
+    cache.data[:] = np.where(np.arange(cache.data.size) % cache.block_bytes < cache.layer_offsets[1], cache.data, 0)
     for layer in (0, 1, 3):
         np.testing.assert_array_equal(text.keys(layer), expected[layer])
         np.testing.assert_array_equal(cache.values(layer, text.blocks[1]), values[layer])
