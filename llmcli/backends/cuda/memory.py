@@ -14,11 +14,17 @@ import numpy.typing as npt
 from numba import cuda as numba_cuda
 from numba.cuda.cudadrv.driver import CudaAPIError
 
+from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.errors import DeviceError, OutOfMemory
 
 STAGE = 16 << 20
 """Bytes of a page-locked buffer for uploads."""
 OUT_OF_MEMORY = 2
+if not SIMULATED:
+    from numba.cuda.core import config
+
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a step of one token has small grids, and every user would read of them
+
 cuda: Any = numba_cuda
 Array = Any
 """A flat array on the GPU (numba's DeviceNDArray)."""
