@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends.backend import Batch
-from llmcli.backends.cuda.kernels import quantize
+from llmcli.backends.cuda.kernels import linear, quantize, top
 from llmcli.backends.cuda.kernels import step as steps
 from llmcli.backends.cuda.memory import Array, Memory
 from llmcli.formats.format import padded
@@ -26,6 +26,22 @@ def height(rows: int) -> int:
     return 1 << (rows - 1).bit_length() if rows else 0
 
 
+class Experts:
+    """Rows for the choices of a step's tokens: inner activations, results, and inputs of either product in int8."""
+
+    def __init__(self, plan: Plan, memory: Memory, tokens: int) -> None:
+        rows = inner = outer = 0
+        for op in plan.ops:
+            if op.kind == "experts":
+                size, chosen = op.params["size"], op.params["chosen"]
+                assert isinstance(size, int) and isinstance(chosen, int)
+                rows, outer = max(rows, tokens * chosen), max(outer, op.out[0].width)
+                inner = max(inner, size * (2 if op.params["gated"] else 1))
+        self.inner_stride, self.outer_stride = padded(inner, ALIGN), padded(outer, ALIGN)
+        self.inner, self.outer = memory.array(rows * self.inner_stride, np.float32), memory.array(rows * self.outer_stride, np.float32)
+        self.codes = memory.array(rows * quantize.row_bytes(max(inner, outer)), np.uint8)
+
+
 class Buffers:
     """For steps of up to `tokens` tokens, and any number of output rows (see `grow`)."""
 
@@ -39,6 +55,7 @@ class Buffers:
         self.arrays: list[Array] = [None for _ in plan.buffers]
         self.codes: list[Array] = [None, None]
         self._allocate("tokens", self.tokens)
+        self.experts = Experts(plan, memory, self.tokens)
         words = steps.words(self.tokens, self.tokens, self.width)
         self.step, self.host_step = memory.array(words, np.int32), memory.pinned(words, np.int32)
         self.fault, self.host_fault, self.no_fault = memory.array(1, np.int64), memory.pinned(1, np.int64), memory.pinned(1, np.int64)
@@ -55,6 +72,9 @@ class Buffers:
         self._allocate("outputs", self.outputs)
         shapes = {"top_ids": (self.keep, np.int32), "top_values": (self.keep, np.float32), "top_stats": (2, np.float64)}
         self.results = {name: self.memory.array(self.outputs * width, dtype) for name, (width, dtype) in shapes.items()}
+        pieces = top.pieces(self.plan.vocab)
+        self.ranks = self.memory.array(self.outputs * pieces * self.keep, np.int64)
+        self.statistics = self.memory.array(self.outputs * pieces * top.STATISTICS, np.float64)
         self.host_results = {name: self.memory.pinned(self.outputs * width, dtype) for name, (width, dtype) in shapes.items()}
         for number in {self.plan.logits, *(n for n in self.plan.taps if self.plan.buffers[n].rows == "outputs")}:
             self.host[number] = self.memory.pinned(self.outputs * self.strides[number], np.float32)
@@ -65,7 +85,7 @@ class Buffers:
         for number, buffer in enumerate(self.plan.buffers):
             if buffer.rows == kind:
                 self.arrays[number] = self.memory.array(rows * self.strides[number], DTYPES[buffer.dtype])
-        self.codes[kind == "outputs"] = self.memory.array(padded(rows, 8) * quantize.row_bytes(self._widest), np.uint8)
+        self.codes[kind == "outputs"] = self.memory.array(padded(rows, linear.ROOM) * quantize.row_bytes(self._widest), np.uint8)
 
     def operand(self, slot: Slot) -> tuple[Array, int, int]:
         """(array, start, stride): element (row, column) is array[start + row * stride + column]."""

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from llmcli.backends.cuda import weights as repacked
 from llmcli.backends.cuda.buffers import Buffers
-from llmcli.backends.cuda.kernels import cache, elementwise, norm, position, quantize, rope, route, select
+from llmcli.backends.cuda.kernels import cache, codes, decode, elementwise, embed, experts, floats, linear, norm, position, quantize, rope, route, select, top
 from llmcli.backends.cuda.kernels.attention_decode import attention_decode, attention_merge, units
 from llmcli.backends.cuda.kernels.attention_prompt import attention_prompt
 from llmcli.backends.cuda.launch import Launch
@@ -92,6 +92,11 @@ class Lowering:
 
     def operand(self, slot: Slot) -> tuple[Array, int, int]:
         return self.buffers.operand(slot)
+
+    def place(self, name: str) -> repacked.Place:
+        """The layout of a matrix."""
+        tensor = self.tensors[name]
+        return repacked.place(tensor.format, *tensor.shape[-2:])
 
     def vector(self, name: str | None) -> Array:
         """A float32 weight, or something in its place."""
@@ -223,6 +228,77 @@ def _quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     return [_launch(quantize.launch(rows, x.width), args)]
 
 
+def _linear(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    name, bias, of_outputs = str(op.weights[0]), op.weights[1] if len(op.weights) > 1 else None, at.of_outputs(op)
+    format = at.tensors[name].format
+    x = at.buffers.codes[of_outputs] if integers(format) else at.operand(op.inputs[0])
+    own_bias = None if bias is None else at.weights[bias]
+    out, add = at.operand(op.out[0]), bool(op.params["add"])
+    return [linear.linear(format, at.place(name), rows, at.buffers.step, of_outputs, at.weights[name], x, out, own_bias, add)]
+
+
+def _top(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    buffers = at.buffers
+    parts, whole = top.top(rows, at.plan.vocab)
+    args = (buffers.step, *at.operand(op.inputs[0]), at.plan.vocab, buffers.keep, buffers.ranks, buffers.statistics)
+    found = (buffers.results["top_ids"], buffers.results["top_values"], buffers.results["top_stats"])
+    pieces = top.pieces(at.plan.vocab)
+    return [
+        _launch(parts, args),
+        _launch(whole, (buffers.step, buffers.ranks, buffers.statistics, pieces, buffers.keep, *found)),
+    ]
+
+
+def _embed(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    name, columns = str(op.weights[0]), op.out[0].width
+    format, place = at.tensors[name].format, at.place(name)
+    args = (at.buffers.step, at.weights[name], place.scales, place.offsets, *codes.table(format), columns, *at.operand(op.out[0]))
+    return [_launch(embed.embed(format, rows, columns), args)]
+
+
+def _experts_quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    """The input of a token's experts, which all of them share."""
+    x = op.inputs[0]
+    args = (at.buffers.step, 0, *at.operand(x), x.width, at.buffers.experts.codes)
+    return [_launch(quantize.launch(rows, x.width), args)] if integers(at.tensors[str(op.weights[0])].format) else []
+
+
+def _experts_product(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    """A row for each choice of a token: the matrix of its expert times the token's input, or times the row of `activate`."""
+    memory, chosen, first = at.buffers.experts, integer(op, "chosen"), op.kind == "experts_up"
+    name, bias = (op.weights[i] if i < len(op.weights) else None for i in ((0, 2) if first else (1, 3)))
+    format, place = at.tensors[str(name)].format, at.place(str(name))
+    ids, ids_start, ids_stride = at.operand(op.inputs[1])
+    x = at.operand(op.inputs[0]) if first else (memory.inner, 0, memory.inner_stride)
+    out = (memory.inner, 0, memory.inner_stride) if first else (memory.outer, 0, memory.outer_stride)
+    tail = (chosen if first else 1, ids[ids_start:], ids_stride, at.vector(bias), -1 if bias is None else 0, *out, 0)
+    head = (at.buffers.step, 0, chosen, at.weights[str(name)], place.size)
+    grid = (-(-place.rows // repacked.TILE), rows * chosen)
+    if not integers(format):
+        return [Launch(floats.floats(format, 1, True), grid, 32 * decode.SEGMENTS, (*head, place.rows, place.columns, *x, *tail))]
+    numbers = (place.scales, place.offsets, *codes.table(format), place.rows, place.groups, decode.span(place.chunks))
+    kernel = decode.integers(codes.kind(format), 1, True)
+    return [Launch(kernel, grid, 32 * decode.segments(place.chunks), (*head, *numbers, memory.codes, *tail))]
+
+
+def _experts_activate(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    memory, chosen, size = at.buffers.experts, integer(op, "chosen"), integer(op, "size")
+    limit, shift = number(op, "limit"), number(op, "shift")
+    kernel = experts.activate(str(op.params["activation"]), bool(op.params["gated"]), limit > 0, rows, chosen, size)
+    found = [_launch(kernel, (at.buffers.step, chosen, memory.inner, memory.inner_stride, size, limit, shift))]
+    if integers(at.tensors[str(op.weights[1])].format):
+        args = (at.buffers.step, chosen, memory.inner, memory.inner_stride, size, memory.codes)
+        found.append(_launch(experts.quantize(rows, chosen, size), args))
+    return found
+
+
+def _experts_combine(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    memory, columns = at.buffers.experts, op.out[0].width
+    operands = (*at.operand(op.inputs[1]), *at.operand(op.inputs[2]), *at.operand(op.out[0]))
+    args = (at.buffers.step, integer(op, "chosen"), memory.outer, memory.outer_stride, *operands, columns)
+    return [_launch(experts.combine(rows, columns), args)]
+
+
 Lower = Callable[[Lowering, Op, int, int], list[Launch]]
 LOWER: dict[str, Lower] = {
     "position_add": _position_add,
@@ -233,5 +309,15 @@ LOWER: dict[str, Lower] = {
     "attention": _attention,
     "route": _route,
     "select_rows": _select_rows,
+    "embed": _embed,
+    "linear": _linear,
+    "top": _top,
+    # Rows are in the order of tokens: there is nothing to group, and nothing to place but the input's int8.
+    "experts_group": lambda at, op, op_number, rows: [],
+    "experts_place": _experts_quantize,
+    "experts_up": _experts_product,
+    "experts_activate": _experts_activate,
+    "experts_down": _experts_product,
+    "experts_combine": _experts_combine,
     **dict.fromkeys(ELEMENTWISE, _elementwise),
 }
