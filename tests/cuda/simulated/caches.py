@@ -106,9 +106,9 @@ class Texts:
     def expected(self, owners: Any, positions: Any, query: Array) -> Array:
         s = self.shape
         step = self.tokens.reference(owners, positions)
-        params = dict(heads=s.heads, kv_heads=s.kv_heads, head_size=s.size, scale=s.scale, window=s.window, softcap=s.softcap)
         slopes = () if s.slopes is None else tuple(float(x) for x in s.slopes)
-        return attention(step, query, s.sink_logits, layer=LAYER, slopes=slopes, **params)  # type: ignore[arg-type]
+        shape: dict[str, Any] = {"heads": s.heads, "kv_heads": s.kv_heads, "head_size": s.size, "scale": s.scale}
+        return attention(step, query, s.sink_logits, layer=LAYER, slopes=slopes, window=s.window, softcap=s.softcap, **shape)
 
     def attend(self, owners: Any, positions: Any, query: Array, prompt: bool, shares: int = 2, room: int = 1) -> Array:
         """By attention_prompt, or by attention_decode and its merge. room: tokens that there might be more."""
@@ -123,8 +123,8 @@ class Texts:
             kernel[grid, block](*args, *sinks, *out.args)
         else:
             most = attention_decode.units(max(positions) + 1) + 1
-            vectors = np.full((count + room) * s.heads * most * s.size + 1, np.nan, F)
-            extents = np.full((count + room) * s.heads * most * 2 + 1, np.nan, F)
+            sizes = attention_decode.scratch(count + room, s.heads, s.size, most)
+            vectors, extents = (np.full(n + 1, np.nan, F) for n in sizes)
             kernel, grid, block = attention_decode.attention_decode(s.size, s.dtype, count + room, s.kv_heads, s.group, most)
             kernel[(min(grid[0], shares), *grid[1:]), block](*args, vectors, extents, most)
             kernel, grid, block = attention_decode.attention_merge(s.size, count + room, s.heads)

@@ -118,8 +118,8 @@ def test_rope(interleaved: bool, heads: int, size: int, turned: int) -> None:
     x, positions = random(3, heads * size), np.array([0, 9, 131071], np.int32)
     frequencies = tuple(float(f) for f in 10000.0 ** -(np.arange(turned // 2) / (turned // 2)))
     step = Tokens.of([CacheLayer(1, 8)], (1,)).reference([0, 0, 0], positions)
-    params = dict(heads=heads, head_size=size, size=turned, interleaved=interleaved, frequencies=frequencies, factor=1.1)
-    expected = plain_rope.rope(step, x, **params)  # type: ignore[arg-type]
+    shape = {"heads": heads, "head_size": size, "size": turned}
+    expected = plain_rope.rope(step, x, **shape, interleaved=interleaved, frequencies=frequencies, factor=1.1)
     kernel, grid, block = rope(interleaved, 4, heads, turned // 2)
     operand = Operand.of(x)
     kernel[grid, block](counts(3, positions=positions), *operand.args, heads, size, turned // 2, np.array(frequencies, F), 1.1)

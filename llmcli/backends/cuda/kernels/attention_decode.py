@@ -209,6 +209,11 @@ def units(positions):
     return -(-positions // UNIT)
 
 
+def scratch(most, heads, head_size, most_units):
+    """f32 numbers of `vectors` and of `extents`, for up to `most` tokens."""
+    return most * heads * most_units * head_size, most * heads * most_units * 2
+
+
 def attention_decode(head_size, dtype, most, kv_heads, group, most_units):
     """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
     tiles = -(-group // heads_together(head_size, group))

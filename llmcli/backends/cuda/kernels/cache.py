@@ -102,7 +102,8 @@ def write(head_size: int, dtype: str):
     """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
     parts that the L2 cache puts together."""
     layout = HeadLayout(head_size, dtype)
-    chunk, padded, item, key_bytes, head_bytes = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype], layout.key_bytes, layout.head_bytes
+    chunk, padded, item = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype]
+    key_bytes, head_bytes = layout.key_bytes, layout.head_bytes
     stored, limit, zero = STORED[dtype], LIMIT[dtype], F(0)
 
     @kernel
