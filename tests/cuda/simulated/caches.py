@@ -18,27 +18,38 @@ LAYER = 1
 """Of three."""
 
 
-def empty(cache: KVCache) -> tuple[Array, CacheLayout]:
-    """A device's cache where nothing is written: NaN."""
-    layout = CacheLayout.of(cache.layers, cache.dtype)
+def empty(cache: KVCache, dtype: str) -> tuple[Array, CacheLayout]:
+    """A device's cache of `dtype` where nothing is written: NaN."""
+    layout = CacheLayout.of(cache.layers, dtype)
     return np.full(cache.blocks * layout.block_bytes, 255, np.uint8), layout
 
 
-def on_device(cache: KVCache) -> tuple[Array, CacheLayout]:
-    """The same numbers, as the device has them."""
-    data, layout = empty(cache)
+def coded(x: Array) -> tuple[Array, Array]:
+    """[positions, D] as int8 codes and f32 scales [positions]; NaN: 255 in every byte."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        size = abs(x).max(-1)
+        codes = np.rint(x * (F(127) / np.where(size > 0, size, F(np.inf)))[:, None])
+        return np.where(np.isnan(codes), -1, codes).astype(np.int8), np.where(np.isnan(size), x[:, 0], size / F(127))
+
+
+def on_device(cache: KVCache, dtype: str) -> tuple[Array, CacheLayout]:
+    """The same numbers, as the device has them. dtype: the cache's own, or int8 for one of f32."""
+    data, layout = empty(cache, dtype)
     for number, (layer, head) in enumerate(zip(cache.layers, layout.layers, strict=True)):
         for block in range(cache.blocks):
             start = block * layout.block_bytes + layout.starts[number]
-            keys = cache.keys(number, block).swapaxes(2, 3).reshape(layer.kv_heads, BLOCK, -1)
-            keys = np.pad(keys, ((0, 0), (0, 0), (0, head.key_chunks * head.chunk - head.head_size)))
-            values = cache.values(number, block)[..., : head.head_size]
             for h in range(layer.kv_heads):
-                at = start + h * head.head_bytes
-                k = np.ascontiguousarray(keys[h].reshape(BLOCK, -1, head.chunk).swapaxes(0, 1))
-                v = np.ascontiguousarray(values[h].reshape(-1, head.chunk, head.head_size).swapaxes(1, 2))
-                data[at : at + head.key_bytes] = k.view(np.uint8).reshape(-1)
-                data[at + head.key_bytes : at + head.head_bytes] = v.view(np.uint8).reshape(-1)
+                keys = cache.keys(number, block)[h].swapaxes(1, 2).reshape(BLOCK, -1)
+                values, scales = cache.values(number, block)[h, :, : head.head_size], np.zeros((2, 0), F)
+                if dtype == "int8":
+                    (keys, key_scales), (values, value_scales) = coded(keys), coded(values)
+                    scales = np.stack([key_scales, value_scales])
+                keys = np.pad(keys, ((0, 0), (0, head.key_chunks * head.chunk - head.head_size)))
+                keys = keys.reshape(BLOCK, -1, head.chunk).swapaxes(0, 1)
+                values = values.reshape(-1, head.chunk, head.head_size).swapaxes(1, 2)
+                parts = [np.ascontiguousarray(x).view(np.uint8).reshape(-1) for x in (keys, values, scales)]
+                data[start : start + head.head_bytes] = np.concatenate(parts)
+                start += head.head_bytes
     return data, layout
 
 
@@ -81,7 +92,9 @@ class Texts:
     @staticmethod
     def of(shape: Shape, lengths: tuple[int, ...]) -> Texts:
         layers = [CacheLayer(1, 8), CacheLayer(shape.kv_heads, shape.size), CacheLayer(2, 8)]
-        tokens = Tokens.of(layers, (0,) * len(lengths), shape.dtype, sum(-(-n // BLOCK) for n in lengths) + 2)
+        tokens = Tokens.of(
+            layers, (0,) * len(lengths), "f32" if shape.dtype == "int8" else shape.dtype, sum(-(-n // BLOCK) for n in lengths) + 2
+        )
         tokens.cache.data[:] = 255
         texts = Texts(shape, tokens)
         for number, length in enumerate(lengths):
@@ -95,12 +108,14 @@ class Texts:
         sequence.extend(length - first)
         for position in range(first, length):
             new = random(2, self.shape.kv_heads, self.shape.size, seed=1000 * number + position)
+            if self.shape.dtype == "int8":
+                new = np.array([c * s[:, None] for c, s in map(coded, new)])
             block, within = sequence.blocks[position // BLOCK], position % BLOCK
             cache.keys(LAYER, block)[:, within // 16, :, within % 16] = new[0]
             cache.values(LAYER, block)[:, within, : self.shape.size] = new[1]
 
     def upload(self) -> Texts:
-        self.data, self.layout = on_device(self.tokens.cache)
+        self.data, self.layout = on_device(self.tokens.cache, self.shape.dtype)
         return self
 
     def expected(self, owners: Any, positions: Any, query: Array) -> Array:

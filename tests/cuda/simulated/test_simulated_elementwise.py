@@ -73,10 +73,10 @@ def test_scale_rows() -> None:
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("heads, shared", [(1, True), (5, True), (5, False)])
+@pytest.mark.parametrize("heads, shared", [(1, True), (3, True), (3, False)])
 @pytest.mark.parametrize("weighted", [True, False])
 def test_norm(kind: str, heads: int, shared: bool, weighted: bool) -> None:
-    columns = 75 if heads == 1 else 20
+    columns = 75 if heads == 1 else 40
     x = random(4, heads * columns) * F(3) + F(1)
     size = columns if shared else heads * columns
     weight, bias = (random(size, seed=n) if weighted else None for n in (3, 4))
@@ -95,7 +95,7 @@ def test_norm(kind: str, heads: int, shared: bool, weighted: bool) -> None:
     found = run(x)
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=2e-6)
     assert fault[0] == 0
-    np.testing.assert_array_equal(np.concatenate([run(x[i : i + 1]) for i in range(4)]), found)
+    np.testing.assert_array_equal(run(x[1:2]), found[1:2])
     x[2, -1] = np.nan
     x[3, -1] = np.inf
     with np.errstate(invalid="ignore"):

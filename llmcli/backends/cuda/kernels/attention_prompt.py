@@ -13,8 +13,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
-from llmcli.backends.cuda.kernels.cache import HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load
+from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
 from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product, shared16
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS
 from llmcli.kv import BLOCK
@@ -38,7 +38,7 @@ def prompt(head_size, dtype, group):
     rows, padded, columns, quads = own * WARPS, key_chunks * chunk, -(-head_size // WARP), chunk // 4
     query_room, score_room, product_room, sum_room = rows * padded, rows * UNIT, own * KEYS, own * columns
     key_words, key_room, value_words, value_room = KEYS * 4, KEYS * chunk, columns * 4, columns * chunk
-    strip_groups = WARP // chunk
+    strip_groups, coded, scales_start = WARP // chunk, dtype == "int8", layout.scales_start
 
     @kernel
     def attention_prompt(
@@ -100,9 +100,12 @@ def prompt(head_size, dtype, group):
                             w, x, y, z = shared16(queries, (warp * own + r) * padded + c * chunk + q * 4)
                             for k in range(KEYS):
                                 products[r * KEYS + k] = dot4(w, x, y, z, key, k * chunk + q * 4, products[r * KEYS + k])
-                for r in range(own):
-                    for k in range(KEYS):
-                        scores[(warp * own + r) * UNIT + k * WARP + lane] = products[r * KEYS + k]
+                for k in range(KEYS):
+                    at = base % BLOCK + k * WARP + lane
+                    key_scale = load_float(cache, start + scales_start + at * 4) if coded else ONE
+                    for r in range(own):
+                        found = products[r * KEYS + k]
+                        scores[(warp * own + r) * UNIT + k * WARP + lane] = product(found, key_scale) if coded else found
                 cuda.syncthreads()
                 for r in range(own):
                     mine = warp * own + r
@@ -114,6 +117,8 @@ def prompt(head_size, dtype, group):
                         if has_slopes:
                             slope = slopes[kv_head * group + row % group]
                     most, sum_ = weigh(scores, mine * UNIT, base, first, position, F(scale), F(cap), slope)
+                    if coded:
+                        scale_weights(cache, start + scales_start + SCALES_BYTES + base % BLOCK * 4, scores, mine * UNIT, KEYS)
                     if lane == 0:
                         gained[mine] = NOTHING
                         if sum_ != ZERO:
