@@ -25,8 +25,8 @@ from llmcli.backends.cuda.kernels.attention import (
     first_seen,
     weigh,
 )
-from llmcli.backends.cuda.kernels.cache import HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load
+from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
 from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product, shared16
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 from llmcli.kv import BLOCK
@@ -56,6 +56,7 @@ def decode(head_size, dtype, group):
     unpack, chunk, key_chunks, key_bytes, head_bytes = UNPACK[dtype], layout.chunk, layout.key_chunks, layout.key_bytes, layout.head_bytes
     tile = heads_together(head_size, group)
     tiles, padded, columns = -(-group // tile), key_chunks * chunk, -(-head_size // WARP)
+    coded, scales_start = dtype == "int8", layout.scales_start
     quads, groups, weigh_steps, part_row = chunk // 4, STRIP // chunk, -(-tile // WARPS), tile * head_size
     keys_loaded = batch(key_chunks, LOADS)
     groups_loaded = batch(groups, LOADS // columns)
@@ -109,14 +110,17 @@ def decode(head_size, dtype, group):
                         for q in range(quads):
                             w, x, y, z = shared16(queries, h * padded + (c + i) * chunk + q * 4)
                             products[h] = dot4(w, x, y, z, key, q * 4, products[h])
+            key_scale = load_float(cache, start + scales_start + (base % BLOCK + thread) * 4) if coded else ONE
             for h in range(tile):
-                scores[h * UNIT + thread] = products[h]
+                scores[h * UNIT + thread] = product(products[h], key_scale) if coded else products[h]
             cuda.syncthreads()
             # a warp weighs a head's scores; rows beyond the heads are weighed too, and nobody looks at them
             for i in range(weigh_steps):
                 h = warp + i * WARPS
                 slope = slopes[head + h] if has_slopes and h < real else ZERO
                 most, sum_ = weigh(scores, h * UNIT, base, first, position, F(scale), F(cap), slope)
+                if coded:
+                    scale_weights(cache, start + scales_start + SCALES_BYTES + base % BLOCK * 4, scores, h * UNIT, WARPS)
                 if lane == 0 and h < real:
                     to = (row + h * most_units + unit) * 2
                     extents[to], extents[to + 1] = most, sum_
@@ -207,6 +211,11 @@ def merge(step, vectors, extents, most_units, out, out_start, out_stride, head_s
 def units(positions):
     """most_units for texts of up to so many positions."""
     return -(-positions // UNIT)
+
+
+def scratch(most, heads, head_size, most_units):
+    """f32 numbers of `vectors` and of `extents`, for up to `most` tokens."""
+    return most * heads * most_units * head_size, most * heads * most_units * 2
 
 
 def attention_decode(head_size, dtype, most, kv_heads, group, most_units):

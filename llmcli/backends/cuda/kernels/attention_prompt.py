@@ -13,14 +13,16 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
-from llmcli.backends.cuda.kernels.cache import HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load
+from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
 from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product, shared16
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS
 from llmcli.kv import BLOCK
 
 KEYS = UNIT // WARP
 """Keys of a lane."""
+NOTHING = F(-1)
+"""What a row gains from a unit of which it sees no key."""
 
 
 def rows_of_warp(head_size):
@@ -36,7 +38,7 @@ def prompt(head_size, dtype, group):
     rows, padded, columns, quads = own * WARPS, key_chunks * chunk, -(-head_size // WARP), chunk // 4
     query_room, score_room, product_room, sum_room = rows * padded, rows * UNIT, own * KEYS, own * columns
     key_words, key_room, value_words, value_room = KEYS * 4, KEYS * chunk, columns * 4, columns * chunk
-    strip_groups = WARP // chunk
+    strip_groups, coded, scales_start = WARP // chunk, dtype == "int8", layout.scales_start
 
     @kernel
     def attention_prompt(
@@ -46,12 +48,14 @@ def prompt(head_size, dtype, group):
         """cache: u8; the grid is (rows of all tokens / 32, kv heads)."""
         queries = cuda.shared.array(query_room, np.float32, alignment=16)
         scores = cuda.shared.array(score_room, np.float32, alignment=16)
+        maxima = cuda.shared.array(rows, np.float32)
+        sums = cuda.shared.array(rows, np.float32)
+        kept = cuda.shared.array(rows, np.float32)
+        gained = cuda.shared.array(rows, np.float32)
         key_loads, key = cuda.local.array(key_words, np.int32), cuda.local.array(key_room, np.float32)
         value_loads, value = cuda.local.array(value_words, np.int32), cuda.local.array(value_room, np.float32)
         products, strips = cuda.local.array(product_room, np.float32), cuda.local.array(sum_room, np.float32)
         totals, vectors = cuda.local.array(sum_room, np.float32), cuda.local.array(sum_room, np.float32)
-        maxima, sums = cuda.local.array(own, np.float32), cuda.local.array(own, np.float32)
-        unit_maxima, unit_sums = cuda.local.array(own, np.float32), cuda.local.array(own, np.float32)
         thread, kv_head = cuda.threadIdx.x, cuda.blockIdx.y
         warp, lane, first_row, all_rows = thread // WARP, thread % WARP, cuda.blockIdx.x * rows, step[0] * group
         if first_row >= all_rows:
@@ -63,11 +67,10 @@ def prompt(head_size, dtype, group):
             if row < all_rows and column < head_size:
                 at = query_start + row // group * query_stride + (kv_head * group + row % group) * head_size
                 queries[i] = query[at + column]
-        for r in range(own):
-            row = first_row + warp * own + r
-            real = row < all_rows and has_sinks
-            maxima[r] = sinks[kv_head * group + row % group] if real else MINUS_INFINITY
-            sums[r] = ONE if real else ZERO
+        if thread < rows:
+            sunk = has_sinks and first_row + thread < all_rows
+            maxima[thread] = sinks[kv_head * group + (first_row + thread) % group] if sunk else MINUS_INFINITY
+            sums[thread] = ONE if sunk else ZERO
         for i in range(sum_room):
             vectors[i] = ZERO
         cuda.syncthreads()
@@ -97,20 +100,31 @@ def prompt(head_size, dtype, group):
                             w, x, y, z = shared16(queries, (warp * own + r) * padded + c * chunk + q * 4)
                             for k in range(KEYS):
                                 products[r * KEYS + k] = dot4(w, x, y, z, key, k * chunk + q * 4, products[r * KEYS + k])
-                for r in range(own):
-                    for k in range(KEYS):
-                        scores[(warp * own + r) * UNIT + k * WARP + lane] = products[r * KEYS + k]
+                for k in range(KEYS):
+                    at = base % BLOCK + k * WARP + lane
+                    key_scale = load_float(cache, start + scales_start + at * 4) if coded else ONE
+                    for r in range(own):
+                        found = products[r * KEYS + k]
+                        scores[(warp * own + r) * UNIT + k * WARP + lane] = product(found, key_scale) if coded else found
                 cuda.syncthreads()
                 for r in range(own):
-                    row = first_row + warp * own + r
+                    mine = warp * own + r
+                    row = first_row + mine
                     first, position, slope = 1, 0, ZERO  # sees nothing
                     if token * group <= row < after * group and row < all_rows:
                         position = step[positions + row // group]
                         first = first_seen(position, window)
                         if has_slopes:
                             slope = slopes[kv_head * group + row % group]
-                    most, sum_ = weigh(scores, (warp * own + r) * UNIT, base, first, position, F(scale), F(cap), slope)
-                    unit_maxima[r], unit_sums[r] = most, sum_
+                    most, sum_ = weigh(scores, mine * UNIT, base, first, position, F(scale), F(cap), slope)
+                    if coded:
+                        scale_weights(cache, start + scales_start + SCALES_BYTES + base % BLOCK * 4, scores, mine * UNIT, KEYS)
+                    if lane == 0:
+                        gained[mine] = NOTHING
+                        if sum_ != ZERO:
+                            keep, gain, most = factors(maxima[mine], most)
+                            kept[mine], gained[mine], maxima[mine] = keep, gain, most
+                            sums[mine] = fma(sum_, gain, product(sums[mine], keep))
                 cuda.syncthreads()
                 # lanes are columns
                 for i in range(sum_room):
@@ -138,10 +152,8 @@ def prompt(head_size, dtype, group):
                     for i in range(sum_room):
                         totals[i] = totals[i] + strips[i]
                 for r in range(own):
-                    if unit_sums[r] != ZERO:
-                        keep, gain, most = factors(maxima[r], unit_maxima[r])
-                        maxima[r] = most
-                        sums[r] = fma(unit_sums[r], gain, product(sums[r], keep))
+                    keep, gain = kept[warp * own + r], gained[warp * own + r]
+                    if gain != NOTHING:
                         for c in range(columns):
                             i = r * columns + c
                             vectors[i] = fma(totals[i], gain, product(vectors[i], keep))
@@ -150,7 +162,7 @@ def prompt(head_size, dtype, group):
         for r in range(own):
             row = first_row + warp * own + r
             if row < all_rows:
-                inverse = ONE / sums[r]
+                inverse = ONE / sums[warp * own + r]
                 to = out_start + row // group * out_stride + (kv_head * group + row % group) * head_size
                 for c in range(columns):
                     if lane + c * WARP < head_size:

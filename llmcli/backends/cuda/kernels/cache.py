@@ -3,8 +3,9 @@
 Blocks of 256 positions, numbered as in kv.py; a block, a layer and a kv head have
     keys    [ceil(D / C)][256 positions][C]   C columns of a position are a chunk of 16 bytes; columns beyond D are zero
     values  [256 / C][D][C positions]         C positions of a column are a chunk
-    bytes   [block][layer][kv head][keys | values]
-with C = 8 for f16, 4 for f32. So a warp whose lanes are positions reads 512 consecutive bytes of keys, and a warp whose lanes are
+    bytes   [block][layer][kv head][keys | values | scales]
+with C = 8 for f16, 4 for f32, 16 for int8: codes, whose scales follow, f32 [key, value][256 positions], the largest magnitude of
+a position's key or value being 127. So a warp whose lanes are positions reads 512 consecutive bytes of keys, and a warp whose lanes are
 columns reads 512 consecutive bytes of values; both are also what the tensor cores' B fragments want. A copied block is one run
 of bytes. Beyond a sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
 """
@@ -17,18 +18,34 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmcli.backends.cuda.kernels.faults import report
-from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, device, float_to_half, kernel
+from llmcli.backends.cuda.kernels.platform import (
+    SIMULATED,
+    WARP,
+    cuda,
+    device,
+    float_bits,
+    float_to_half,
+    kernel,
+    lane_max,
+    nearest,
+    product,
+)
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS, TABLE_WIDTH, TABLES
 from llmcli.kv import BLOCK
 from llmcli.plan import CacheLayer
 
 F = np.float32
 CHUNK_BYTES = 16
-ITEM = {"f32": 4, "f16": 2}
+ITEM = {"f32": 4, "f16": 2, "int8": 1}
 """Bytes of a number, for each cache type."""
-VIEW = {"f32": np.dtype(np.float32), "f16": np.dtype(np.uint16)}
+VIEW = {"f32": np.dtype(np.float32), "f16": np.dtype(np.uint16), "int8": np.dtype(np.uint8)}
 """As what `write` sees the cache."""
-LIMIT = {"f32": F(np.finfo(F).max), "f16": F(65504)}
+LIMIT = {"f32": F(np.finfo(F).max), "f16": F(65504), "int8": F(1e18)}
+"""What magnitudes of keys and values each type takes."""
+LARGEST = F(127)
+"""The largest code."""
+SCALES_BYTES = 4 * BLOCK
+"""Of a block's keys, or values, of one head."""
 THREADS = 128 if not SIMULATED else 32
 
 
@@ -54,8 +71,13 @@ class HeadLayout:
         return self.key_chunks * BLOCK * CHUNK_BYTES
 
     @property
-    def head_bytes(self) -> int:
+    def scales_start(self) -> int:
+        """Where the scales of codes begin."""
         return self.key_bytes + BLOCK * self.head_size * ITEM[self.dtype]
+
+    @property
+    def head_bytes(self) -> int:
+        return self.scales_start + (2 * SCALES_BYTES if self.dtype == "int8" else 0)
 
 
 @dataclass(frozen=True)
@@ -102,7 +124,8 @@ def write(head_size: int, dtype: str):
     """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
     parts that the L2 cache puts together."""
     layout = HeadLayout(head_size, dtype)
-    chunk, padded, item, key_bytes, head_bytes = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype], layout.key_bytes, layout.head_bytes
+    chunk, padded, item = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype]
+    key_bytes, head_bytes = layout.key_bytes, layout.head_bytes
     stored, limit, zero = STORED[dtype], LIMIT[dtype], F(0)
 
     @kernel
@@ -131,7 +154,65 @@ def write(head_size: int, dtype: str):
     return cache_write
 
 
+def write_codes(head_size: int):
+    """The same for int8, with the same arguments: a warp takes one head's key and value."""
+    layout = HeadLayout(head_size, "int8")
+    padded, key_bytes, head_bytes, scales_start = layout.key_chunks * layout.chunk, layout.key_bytes, layout.head_bytes, layout.scales_start
+    chunk, limit, zero = layout.chunk, LIMIT["int8"], F(0)
+
+    @device
+    def largest(x, start, end):
+        """-> the largest magnitude of a head, and whether all can be stored."""
+        most, good = zero, True
+        for c in range(cuda.threadIdx.x % WARP, end, WARP):
+            size = abs(x[start + c])
+            good = good and size <= limit
+            if size > most:
+                most = size
+        return lane_max(most), good
+
+    @device
+    def code(x, start, column, inverse):
+        return np.uint8(nearest(product(x[start + column], inverse)) & 255)
+
+    @kernel
+    def cache_write(
+        step, fault, op, key, key_start, key_stride, value, value_start, value_stride, cache, layer_start, block_bytes, kv_heads
+    ):
+        token, lane = cuda.blockIdx.y, cuda.threadIdx.x % WARP
+        head = cuda.blockIdx.x * (THREADS // WARP) + cuda.threadIdx.x // WARP
+        if token >= step[0]:
+            return
+        end = head_size if head < kv_heads else 0  # all warps of a block exchange equally often
+        k, v = key_start + token * key_stride + head * head_size, value_start + token * value_stride + head * head_size
+        key_most, good_key = largest(key, k, end)
+        value_most, good_value = largest(value, v, end)
+        if end == 0:
+            return
+        if not (good_key and good_value):
+            report(fault, op, token)
+            return  # the codes would not be numbers either
+        position = step[HEADER + POSITIONS * step[MOST] + token]
+        within = position % BLOCK
+        start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
+        key_inverse = LARGEST / key_most if key_most > zero else zero
+        value_inverse = LARGEST / value_most if value_most > zero else zero
+        for c in range(lane, padded, WARP):
+            at = start + (c // chunk * BLOCK + within) * chunk + c % chunk
+            cache[at] = code(key, k, c, key_inverse) if c < head_size else np.uint8(0)
+        for c in range(lane, head_size, WARP):
+            cache[start + key_bytes + (within // chunk * head_size + c) * chunk + within % chunk] = code(value, v, c, value_inverse)
+        if lane < 8:  # the bytes of both scales
+            bits = float_bits((key_most if lane < 4 else value_most) / LARGEST)
+            at = start + scales_start + (lane // 4 * BLOCK + within) * 4 + lane % 4
+            cache[at] = np.uint8((bits >> (lane % 4 * 8)) & 255)
+
+    return cache_write
+
+
 def cache_write(head_size: int, dtype: str, most: int, kv_heads: int):
     """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    if dtype == "int8":
+        return write_codes(head_size), (-(-kv_heads * WARP // THREADS), most), THREADS
     layout = HeadLayout(head_size, dtype)
     return write(head_size, dtype), (-(-kv_heads * layout.key_chunks * layout.chunk // THREADS), most), THREADS

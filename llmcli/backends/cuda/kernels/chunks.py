@@ -1,13 +1,15 @@
-"""The KV cache's chunks of 16 bytes: 8 f16 or 4 f32. Loaded into local arrays of words, then made floats: loops over both are of
+"""The KV cache's chunks of 16 bytes: 16 codes, 8 f16 or 4 f32. Loaded into local arrays of words, then made floats: loops over both are of
 constant length, so that the compiler keeps them in registers."""
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels.platform import bits_float, device, fma, half_to_float, load16
+from llmcli.backends.cuda.kernels.platform import WARP, bits_float, cuda, device, fma, half_to_float, load16, product
 
-HALF, LOW = np.int32(16), np.int32(0xFFFF)
+F = np.float32
+HALF, LOW, SIGN = np.int32(16), np.int32(0xFFFF), np.int32(24)
+ZERO = F(0)
 
 
 @device
@@ -32,7 +34,16 @@ def singles(words, i, floats, at):
         floats[at + j] = bits_float(words[4 * i + j])
 
 
-UNPACK = {"f16": halves, "f32": singles}
+@device
+def codes(words, i, floats, at):
+    """Chunk i of `words` as 16 signed bytes."""
+    for j in range(4):
+        word = words[4 * i + j]
+        for k in range(4):
+            floats[at + 4 * j + k] = F(np.int32(word << (24 - 8 * k)) >> SIGN)
+
+
+UNPACK = {"f16": halves, "f32": singles, "int8": codes}
 """For each cache type: (words, number of the chunk, floats, index) -> the chunk's floats are in `floats` from the index on."""
 
 
@@ -40,3 +51,22 @@ UNPACK = {"f16": halves, "f32": singles}
 def dot4(a, b, c, d, floats, at, sum_):
     """sum + a * floats[at] + ... + d * floats[at + 3], by fma in this order."""
     return fma(d, floats[at + 3], fma(c, floats[at + 2], fma(b, floats[at + 1], fma(a, floats[at], sum_))))
+
+
+@device
+def load_float(cache, at):
+    """The f32 at byte `at`, a multiple of 4: one of the four words around it."""
+    a, b, c, d = load16(cache, at & -16)
+    i = at >> 2 & 3
+    return bits_float(a if i == 0 else b if i == 1 else c if i == 2 else d)
+
+
+@device
+def scale_weights(cache, at, scores, row, steps):
+    """A warp multiplies the weights at scores[row ..] with the scales of their values, f32 from byte `at` on. A lane takes what it
+    weighed; where a weight is 0 there may be no scale."""
+    for i in range(steps):
+        key = cuda.threadIdx.x % WARP + i * WARP
+        weight = scores[row + key]
+        if weight != ZERO:
+            scores[row + key] = product(weight, load_float(cache, at + key * 4))

@@ -1,0 +1,65 @@
+"""Compiling kernels to PTX, and on with ptxas, for GPUs that need not be there. Needs `pip install 'llmcli[cuda]'`."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+ARCHITECTURES = ((8, 0), (9, 0))
+REGISTERS, SHARED_BYTES = 65536, 48 * 1024
+"""Of a processor, for all threads of a block; of a block, unless it asks for more in another way."""
+
+
+@dataclass(frozen=True)
+class Usage:
+    """What ptxas says of a kernel: registers of a thread, bytes of its stack and spilt registers, shared bytes of a block."""
+
+    registers: int
+    stack: int
+    spills: int
+    shared: int
+
+
+def ptx(kernel: Any, signature: tuple[Any, ...], architecture: tuple[int, int], patch: pytest.MonkeyPatch) -> str:
+    """The PTX of a kernel. Device functions ask for the GPU that they are compiled for: they are told of one."""
+    from numba import cuda
+    from numba.cuda import dispatcher
+
+    patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=architecture))
+    found, _ = cuda.compile(kernel.py_func, signature, cc=architecture, output="ptx", device=False, abi="numba")
+    return str(found)
+
+
+def assembler() -> str | None:
+    """ptxas of the extra's wheels, or of an installed toolkit."""
+    import nvidia
+
+    for folder in nvidia.__path__:
+        for path in sorted(Path(folder).glob("*/bin/ptxas")):
+            return str(path)
+    return shutil.which("ptxas")
+
+
+def assembled(code: str, architecture: tuple[int, int], folder: Path) -> Usage | None:
+    """None where there is no ptxas."""
+    program = assembler()
+    if program is None:
+        return None
+    source = folder / "kernel.ptx"
+    source.write_text(code)
+    command = [program, "-v", f"-arch=sm_{architecture[0]}{architecture[1]}", str(source), "-o", str(folder / "kernel.cubin")]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True).stderr
+
+    def number(pattern: str) -> int:
+        match = re.search(pattern, said)
+        return int(match[1]) if match else 0
+
+    spills = number(r"(\d+) bytes spill stores") + number(r"(\d+) bytes spill loads")
+    return Usage(number(r"Used (\d+) registers"), number(r"(\d+) bytes stack frame"), spills, number(r"(\d+) bytes smem"))

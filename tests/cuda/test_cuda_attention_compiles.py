@@ -1,0 +1,85 @@
+"""Attention, `top` and what is small are PTX for two generations of GPUs, and fit them: no spilt registers, no stack, and a block's
+threads and shared memory are not more than a processor has."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+from compiling import ARCHITECTURES, REGISTERS, SHARED_BYTES, assembled, ptx
+
+pytest.importorskip("numba_cuda", reason="kernels are compiled with numba-cuda: pip install 'llmcli[cuda]'")
+
+
+def _kernels() -> dict[str, tuple[Any, int, tuple[Any, ...]]]:
+    """Name -> kernel, threads of a block, types of arguments."""
+    from numba import types
+
+    from llmcli.backends.cuda.kernels import (
+        attention,
+        attention_decode,
+        attention_prompt,
+        cache,
+        elementwise,
+        norm,
+        position,
+        rope,
+        route,
+        select,
+        top,
+    )
+
+    n, d = types.int64, types.float64
+    ints, longs, floats, doubles = types.int32[::1], types.int64[::1], types.float32[::1], types.float64[::1]
+    operand, place = (floats, n, n), (types.uint8[::1], n, n, n)
+    query = (ints, *operand, *place, d, n, d, floats, n)
+    found: dict[str, tuple[Any, int, tuple[Any, ...]]] = {}
+    for size, dtype, group in ((128, "f16", 4), (64, "f16", 9), (256, "f32", 8), (128, "int8", 4)):
+        kernel = attention_decode.decode(size, dtype, group)
+        found[f"decode of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, floats, n)
+        kernel = attention_prompt.prompt(size, dtype, group)
+        found[f"prompt of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, n, *operand)
+    found["merge"] = attention_decode.merge, attention.THREADS, (ints, floats, floats, n, *operand, n, n, floats, n)
+    for dtype, view in (("f16", types.uint16[::1]), ("f32", floats)):
+        found[f"cache_write in {dtype}"] = (
+            cache.write(80, dtype), cache.THREADS, (ints, longs, n, *operand, *operand, view, n, n, n)
+        )  # fmt: skip
+    found["cache_write in int8"] = (
+        cache.write_codes(80), cache.THREADS, (ints, longs, n, *operand, *operand, types.uint8[::1], n, n, n)
+    )  # fmt: skip
+    normed = (ints, n, longs, n, *operand, floats, n, floats, n, *operand, n, d)
+    for kind in ("rms", "layer"):
+        found[f"norm {kind}"] = norm.ROWS[kind], norm.BLOCK, normed
+        found[f"norm {kind} of heads"] = norm.HEADS[kind], norm.HEAD_BLOCK, (*normed, n, n)
+    for name, kernel in rope.KERNELS.items():
+        found[f"rope {name}"] = kernel, rope.BLOCK, (ints, *operand, n, n, n, floats, d)
+    for name, kernel in elementwise.KERNELS.items():
+        found[name] = kernel, elementwise.BLOCK, (ints, n, *operand, *operand, *operand, n, d)
+    for name, kernel in route.KERNELS.items():
+        found[f"route {name}"] = kernel, 32, (ints, *operand, ints, n, n, *operand, n, n, n, d)
+    found["position_add"] = position.add_positions, position.BLOCK, (ints, *operand, floats, n, n)
+    found["select_rows"] = select.select, select.BLOCK, (ints, *operand, *operand, n)
+    found["top parts"] = top.parts, top.BLOCK, (ints, *operand, n, n, longs, doubles)
+    found["top whole"] = top.whole, top.WHOLE_BLOCK, (ints, longs, doubles, n, n, ints, floats, doubles)
+    return found
+
+
+KERNELS = _kernels()
+
+
+@pytest.mark.parametrize("architecture", ARCHITECTURES, ids=["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", KERNELS)
+def test_compiles(name: str, architecture: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, threads, signature = KERNELS[name]
+    code = ptx(kernel, signature, architecture, monkeypatch)
+    assert ".entry" in code and "call" not in code
+    used = assembled(code, architecture, tmp_path)
+    if used is not None:
+        print(name, architecture, used)
+        assert used.stack == used.spills == 0, used
+        assert -(-used.registers // 8) * 8 * threads <= REGISTERS and used.shared <= SHARED_BYTES, used
+    assert not re.search(r"mul(\.ftz)?\.f32|ex2", code)  # without .rn a product may be fused with a sum, here and not there
+    if name.startswith(("decode", "prompt")):
+        assert "ld.shared.v4.f32" in code and "ld.global.nc.v4" in code and "fma.rn.f32" in code
