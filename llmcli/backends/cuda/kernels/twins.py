@@ -77,17 +77,34 @@ def load16(array, at):
     return tuple(np.int32(word) for word in struct.unpack("<4i", bytes(array[at : at + 16]._item)))
 
 
-stream16 = load16
-
-
-def stream8(array, at):
+def load8(array, at):
     assert at % 8 == 0 and 0 <= at <= array.size - 8, at
     return tuple(np.int32(word) for word in struct.unpack("<2i", bytes(array[at : at + 8]._item)))
+
+
+def load4(array, at):
+    assert at % 4 == 0 and 0 <= at <= array.size - 4, at
+    return np.int32(struct.unpack("<i", bytes(array[at : at + 4]._item))[0])
+
+
+def load2(array, at):
+    assert at % 2 == 0 and 0 <= at <= array.size - 2, at
+    return np.int32(struct.unpack("<H", bytes(array[at : at + 2]._item))[0])
+
+
+def store4(array, at, word):
+    assert at % 4 == 0 and 0 <= at <= array.size - 4, at
+    array[at : at + 4] = np.frombuffer(struct.pack("<I", _word(word)), np.uint8)
 
 
 def shared8(words, at):
     assert at % 2 == 0
     return words[at], words[at + 1]
+
+
+def shared16(words, at):
+    assert at % 4 == 0
+    return words[at], words[at + 1], words[at + 2], words[at + 3]
 
 
 def copy16(words, at, array, start):
@@ -111,8 +128,8 @@ def copies_wait():
     _wait(0)
 
 
-def copies_wait_but_last():
-    _wait(1)
+def copies_wait_but(groups):
+    return lambda: _wait(groups)
 
 
 def fma(a, b, c):
@@ -121,6 +138,11 @@ def fma(a, b, c):
 
 def product(a, b):
     return np.float32(a) * np.float32(b)
+
+
+def quotient(a, b):
+    with np.errstate(all="ignore"):
+        return np.float32(a) / np.float32(b)
 
 
 def nearest(x):
