@@ -13,7 +13,8 @@ import numpy.typing as npt
 import pytest
 
 from llmcli.backends.cuda import weights
-from llmcli.backends.cuda.kernels import decode, linear, prompt, quantize
+from llmcli.backends.cuda.kernels import decode, embed, experts, linear, prompt, quantize
+from llmcli.backends.cuda.kernels.platform import device
 from llmcli.backends.cuda.launch import Launch
 from llmcli.formats import format as formats
 from llmcli.formats import layout
@@ -49,7 +50,7 @@ def quantized(x: Array, room: int) -> Array:
     wide = np.full((tokens, columns + 3), np.nan, F)
     wide[:, 1 : columns + 1] = x
     codes = np.full(room * quantize.row_bytes(columns), 0xA5, np.uint8)
-    kernel, grid, block = quantize.launch(room, columns)
+    kernel, grid, block = quantize.launch(min(room, tokens + 1), columns)
     start(Launch(kernel, grid, block, (np.array([tokens], np.int32), 0, wide.reshape(-1), 1, wide.shape[1], columns, codes)))
     return codes
 
@@ -198,7 +199,7 @@ def test_tiny_groups_are_zero_and_what_is_no_number_is_seen() -> None:
 @pytest.mark.parametrize("format", INTEGERS + FLOATS)
 def test_products_have_the_same_bits_for_one_token_and_many(format: str) -> None:
     rng = np.random.default_rng(3)
-    for rows, columns, most in ((5, 40, 3), (33, 300, 2), (50, 2400, 1), (70, 600, prompt.TOKENS + 1)):
+    for rows, columns, most in ((5, 40, 3), (33, 300, prompt.TOKENS + 1)):
         tensor, data = packed(format, rng.standard_normal((rows, columns)).astype(F))
         x = rng.standard_normal((most, columns)).astype(F)
         x[-1, :33] = 0
@@ -216,3 +217,74 @@ def test_bias_then_addition_for_fewer_tokens_than_were_planned(format: str) -> N
         bias, before = rng.standard_normal(41).astype(F), rng.standard_normal((3, 41)).astype(F)
         np.testing.assert_array_equal(multiply(tensor, data, x, most, bias), product(tensor, x) + bias)
         np.testing.assert_array_equal(multiply(tensor, data, x, most, bias, before), before + (product(tensor, x) + bias))
+
+
+# --- Rows of a matrix
+
+
+@pytest.mark.parametrize("format", INTEGERS + FLOATS)
+def test_embedding_rows(format: str) -> None:
+    rng = np.random.default_rng(5)
+    for columns in (7, 300):
+        tensor, data = packed(format, rng.standard_normal((70, columns)).astype(F))
+        tokens = [69, 0, 31, 32]
+        out = np.full((5, columns + 2), np.nan, F)
+        step = np.array([len(tokens), 0, *tokens, 99], np.int32)
+        own = weights.place(format, 70, columns)
+        start(embed.embed(format, own, 5, step, 2, data, (out.reshape(-1), 1, columns + 2)))
+        expected = formats.get(format).unpack(tensor.data, 70, columns)[tokens]
+        np.testing.assert_array_equal(out[:4, 1 : columns + 1], expected)
+        assert np.isnan(out[4]).all() and np.isnan(out[:, [0, -1]]).all()
+
+
+# --- Experts
+
+
+@device
+def relu(a, b, value):
+    return F(0) if a < F(0) else a
+
+
+@pytest.mark.parametrize("format", ["int4", "f16"])
+def test_experts(format: str) -> None:
+    rng = np.random.default_rng(6)
+    hidden, size, count, chosen, tokens = 40, 35, 4, 2, 2
+    up, up_data = packed(format, rng.standard_normal((count, 2 * size, hidden)).astype(F))
+    down, down_data = packed(format, rng.standard_normal((count, hidden, size)).astype(F))
+    up_bias, down_bias = rng.standard_normal((count, 2 * size)).astype(F), rng.standard_normal((count, hidden)).astype(F)
+    x, shares = rng.standard_normal((tokens, hidden)).astype(F), rng.uniform(0.1, 1, (tokens, chosen)).astype(F)
+    ids = np.array([9, 3, 1, 0, 3], np.int32)
+    step = np.array([tokens], np.int32)
+    integer = format not in FLOATS
+
+    def run(tensor: PackedTensor, data: Array, per_row: int, rows_in: Array, bias: Array) -> Array:
+        own = weights.place(format, *tensor.shape[-2:])
+        out = np.full((tokens * chosen + 1, own.rows), np.nan, F)
+        source: Any = quantized(rows_in, len(rows_in)) if integer else (rows_in.reshape(-1), 0, rows_in.shape[1])
+        to = out.reshape(-1), 0, own.rows
+        start(experts.linear(format, own, tokens + 1, chosen, per_row, step, data, source, (ids, 1, chosen), to, bias.reshape(-1)))
+        assert np.isnan(out[-1]).all()
+        return out[:-1]
+
+    def one(tensor: PackedTensor, expert: int, row: Array, bias: Array) -> Array:
+        bytes_ = formats.get(format).size(*tensor.shape[-2:])
+        part = PackedTensor(format, tensor.shape[1:], tensor.data[expert * bytes_ : (expert + 1) * bytes_])
+        return product(part, row[None])[0] + bias[expert]
+
+    inner = run(up, up_data, chosen, x, up_bias)
+    expected = np.array([one(up, ids[1 + c], x[c // chosen], up_bias) for c in range(tokens * chosen)])
+    np.testing.assert_array_equal(inner, expected)
+    start(experts.activate(relu, True, tokens + 1, chosen, step, (inner.reshape(-1), 0, 2 * size), size, 0.7, 1.0))
+    gate, other = np.minimum(expected[:, :size], F(0.7)), np.clip(expected[:, size:], F(-0.7), F(0.7))
+    np.testing.assert_array_equal(inner[:, :size], np.maximum(gate, F(0)) * (other + F(1)))
+    said = run(down, down_data, 1, np.ascontiguousarray(inner[:, :size]), down_bias)
+    np.testing.assert_array_equal(said[3], one(down, 3, inner[3, :size], down_bias))
+    out = np.full((tokens + 1, hidden), np.nan, F)
+    operands = (said.reshape(-1), 0, hidden), (ids, 1, chosen), (shares.reshape(-1), 0, chosen), (out.reshape(-1), 0, hidden)
+    start(experts.combine(tokens + 1, chosen, step, *operands, hidden))
+    for token, order in ((0, (1, 0)), (1, (0, 1))):  # the first token chose 3, then 1
+        total = np.zeros(hidden, F)
+        for i in order:
+            total = fma(shares[token, i], said[token * chosen + i], total)
+        np.testing.assert_array_equal(out[token], total)
+    assert np.isnan(out[tokens]).all()

@@ -154,7 +154,7 @@ def integers(kind, height, routed=False):
     @kernel
     def multiply(
         step, which, each, weights, matrix_bytes, scales, offsets, t0, t1, t2, t3, rows, groups, per_segment,
-        x, x_of, ids, ids_stride, bias, bias_at, out, out_start, out_stride, add,
+        x, x_of, ids, ids_start, ids_stride, bias, bias_at, out, out_start, out_stride, add,
     ):  # fmt: skip
         codes = cuda.shared.array(code_words, np.int32, alignment=16)
         numbers = cuda.shared.array(number_words, np.int32, alignment=16)
@@ -168,7 +168,7 @@ def integers(kind, height, routed=False):
         x_row, matrix = first, 0
         if routed:
             x_row = first // x_of
-            matrix = ids[first // each * ids_stride + first % each]
+            matrix = ids[ids_start + first // each * ids_stride + first % each]
             if bias_at >= 0:
                 bias_at += matrix * rows
         base = matrix * matrix_bytes

@@ -55,7 +55,7 @@ def floats(format, height, routed=False):
 
     @kernel
     def multiply(
-        step, which, each, weights, matrix_bytes, rows, columns, x, x_start, x_stride, x_of, ids, ids_stride,
+        step, which, each, weights, matrix_bytes, rows, columns, x, x_start, x_stride, x_of, ids, ids_start, ids_stride,
         bias, bias_at, out, out_start, out_stride, add,
     ):  # fmt: skip
         tile, first = cuda.blockIdx.x, cuda.blockIdx.y * height
@@ -66,7 +66,7 @@ def floats(format, height, routed=False):
         x_row, matrix = first, 0
         if routed:
             x_row = first // x_of
-            matrix = ids[first // each * ids_stride + first % each]
+            matrix = ids[ids_start + first // each * ids_stride + first % each]
             if bias_at >= 0:
                 bias_at += matrix * rows
         units = (columns + width - 1) // width

@@ -27,7 +27,7 @@ def linear(format, place, tokens, step, which, weights, x, out, bias=None, add=F
     tail = to if bias is None else bias, -1 if bias is None else 0, to, start, stride, int(add)
     if format in FLOAT_BYTES:
         kernel, grid, block = floats.launch(format, place, tokens)
-        return Launch(kernel, grid, block, (step, which, 1, weights, 0, place.rows, place.columns, *x, 1, step, 0, *tail))
+        return Launch(kernel, grid, block, (step, which, 1, weights, 0, place.rows, place.columns, *x, 1, step, 0, 0, *tail))
     numbers = place.scales, place.offsets, *codes.table(format), place.rows, place.groups, decode.span(place.chunks)
     kind, tall = codes.kind(format), height(tokens)
     if not tall:
@@ -35,4 +35,4 @@ def linear(format, place, tokens, step, which, weights, x, out, bias=None, add=F
         return Launch(kernel, grid, block, (step, which, weights, *numbers, x, *tail))
     kernel = decode.integers(kind, tall)
     grid = -(-place.rows // 32), -(-tokens // tall)
-    return Launch(kernel, grid, 32 * decode.segments(place.chunks), (step, which, 1, weights, 0, *numbers, x, 1, step, 0, *tail))
+    return Launch(kernel, grid, 32 * decode.segments(place.chunks), (step, which, 1, weights, 0, *numbers, x, 1, step, 0, 0, *tail))

@@ -6,13 +6,14 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
 
     @device                                     a function that kernels call; may use cuda.threadIdx and barriers
     @kernel                                     a kernel, started as k[grid, block, stream](arguments)
+    @kernel_of(registers)                       one that may use so many registers a thread
     dp4a(a, b, c)                i32            c + four products of the signed bytes of a and b
     permute(a, b, selector)      i32            byte i of the result is byte (selector >> 4 i) & 7 of b:a; bits 3 must be 0
     mma_s8(a0..a3, b0, b1, c0..c3)  4 i32       a warp's C + A @ B: mma.sync.m16n8k32, signed bytes; fragments as in the PTX manual
     load16(bytes, at), load8(bytes, at)         4 or 2 i32: bytes of a u8 array at a multiple of 16 or 8, which nobody writes meanwhile
     load4(bytes, at), load2(bytes, at)  i32     4 or 2 bytes (without sign) likewise
     store4(bytes, at, word)                     a word to a u8 array, at a multiple of 4
-    shared16(words, at), shared8(words, at)     4 or 2 i32 of a shared i32 array, at a multiple of 4 or 2
+    shared16(words, at), shared8, shared4       4, 2 or 1 i32 of a shared i32 array, at a multiple of 4, 2 or 1
     copy16(words, at, bytes, from)              starts to copy 16 bytes of a u8 array to word `at` of a shared i32 array (cp.async)
     copies_commit()                             closes a group of a thread's copies
     copies_wait()                               waits for all groups; others' copies are there after a barrier
@@ -51,6 +52,7 @@ if SIMULATED:
         fma,
         half_to_float,
         kernel,
+        kernel_of,
         lane_max,
         lane_sum,
         load2,
@@ -61,6 +63,7 @@ if SIMULATED:
         permute,
         product,
         quotient,
+        shared4,
         shared8,
         shared16,
         store4,
@@ -81,6 +84,7 @@ else:
         fma,
         half_to_float,
         kernel,
+        kernel_of,
         lane_max,
         lane_sum,
         load2,
@@ -91,6 +95,7 @@ else:
         permute,
         product,
         quotient,
+        shared4,
         shared8,
         shared16,
         store4,
@@ -113,6 +118,7 @@ __all__ = [
     "fma",
     "half_to_float",
     "kernel",
+    "kernel_of",
     "lane_max",
     "lane_sum",
     "load2",
@@ -123,6 +129,7 @@ __all__ = [
     "permute",
     "product",
     "quotient",
+    "shared4",
     "shared8",
     "shared16",
     "store4",

@@ -28,27 +28,31 @@ from llmcli.backends.cuda.kernels.platform import (
     device,
     fma,
     half_to_float,
-    kernel,
+    kernel_of,
     load2,
     mma_s8,
     product,
+    shared4,
     shared8,
 )
 from llmcli.backends.cuda.kernels.quantize import RECORD
 
 WARPS, TOKENS = (2, 16) if SIMULATED else (8, 64)
+REGISTERS = 128
+"""Two blocks on a multiprocessor, so that one computes while the other waits at a barrier."""
 TILES = TOKENS // 8
+SUMS = 4 * TILES
 F = np.float32
 MAGIC, MAGIC_FLOAT = np.int32(0x4B400000), F(12582912)
 wait_but_last = copies_wait_but(1)
 
 
 @device
-def stage(buffer, x, first, record, x_stride, stride, pieces):
+def stage(buffer, to, x, first, record, x_stride, stride, pieces):
     """Starts to copy a record's first `pieces` times 16 bytes of each of the block's tokens to rows of `stride` words."""
     for i in range(cuda.threadIdx.x, TOKENS * pieces, WARPS * 32):
         token, piece = i // pieces, i % pieces
-        copy16(buffer, token * stride + piece * 4, x, (first + token) * x_stride + record + piece * 16)
+        copy16(buffer, to + token * stride + piece * 4, x, (first + token) * x_stride + record + piece * 16)
 
 
 @functools.cache
@@ -61,7 +65,7 @@ def integers(kind):
     stride, pieces = (88, 20) if shifted else (72, 18)
     words, half = 2 * TOKENS * stride, TOKENS * stride
 
-    @kernel
+    @kernel_of(REGISTERS)
     def multiply(
         step, which, weights, scales, offsets, t0, t1, t2, t3, rows, groups, per_segment, x, bias, bias_at, out, out_start, out_stride, add
     ):
@@ -78,16 +82,16 @@ def integers(kind):
         x_stride = chunks * RECORD
         codes = tile * groups * size
         numbers = (tile * chunks * 32 + in_tile) * 16
-        acc, total = cuda.local.array(4 * TILES, np.float32), cuda.local.array(4 * TILES, np.float32)
-        for i in range(4 * TILES):
+        acc, total = cuda.local.array(SUMS, np.float32), cuda.local.array(SUMS, np.float32)
+        for i in range(SUMS):
             acc[i], total[i] = F(0), F(0)
-        stage(buffer, x, first, 0, x_stride, stride, pieces)
+        stage(buffer, 0, x, first, 0, x_stride, stride, pieces)
         copies_commit()
         n0, n1 = packed(weights, codes, in_tile, q)
         n2, n3 = packed(weights, codes, in_tile + 8, q)
         for chunk in range(chunks):
             if chunk + 1 < chunks:
-                stage(buffer[(chunk + 1) % 2 * half :], x, first, (chunk + 1) * RECORD, x_stride, stride, pieces)
+                stage(buffer, (chunk + 1) % 2 * half, x, first, (chunk + 1) * RECORD, x_stride, stride, pieces)
             copies_commit()
             wait_but_last()
             cuda.syncthreads()
@@ -102,26 +106,26 @@ def integers(kind):
                 upper_offset, lower_offset = upper, lower
                 if shifted:
                     upper_offset, lower_offset = half_to_float(load2(weights, offsets + at)), half_to_float(load2(weights, offsets + at + 128))
-                start = chunk % 2 * half + group * 8
-                own = chunk % 2 * half + 64 + group
+                start = chunk % 2 * half + group * 8 + g * stride + q * 2
+                own = chunk % 2 * half + 64 + group + q * 2 * stride
                 for n in range(TILES):
-                    b0, b1 = shared8(buffer, start + (n * 8 + g) * stride + q * 2)
+                    b0, b1 = shared8(buffer, start + n * 8 * stride)
                     c0, c1, c2, c3 = mma_s8(a0, a1, a2, a3, b0, b1, MAGIC, MAGIC, MAGIC, MAGIC)
-                    token = own + (n * 8 + q * 2) * stride
-                    left, right = bits_float(buffer[token]), bits_float(buffer[token + stride])
+                    token = own + n * 8 * stride
+                    left, right = bits_float(shared4(buffer, token)), bits_float(shared4(buffer, token + stride))
                     acc[4 * n] = fma(bits_float(c0) - MAGIC_FLOAT, product(upper, left), acc[4 * n])
                     acc[4 * n + 1] = fma(bits_float(c1) - MAGIC_FLOAT, product(upper, right), acc[4 * n + 1])
                     acc[4 * n + 2] = fma(bits_float(c2) - MAGIC_FLOAT, product(lower, left), acc[4 * n + 2])
                     acc[4 * n + 3] = fma(bits_float(c3) - MAGIC_FLOAT, product(lower, right), acc[4 * n + 3])
                     if shifted:
-                        left, right = bits_float(buffer[token + 8]), bits_float(buffer[token + stride + 8])
+                        left, right = bits_float(shared4(buffer, token + 8)), bits_float(shared4(buffer, token + stride + 8))
                         acc[4 * n] = fma(upper_offset, left, acc[4 * n])
                         acc[4 * n + 1] = fma(upper_offset, right, acc[4 * n + 1])
                         acc[4 * n + 2] = fma(lower_offset, left, acc[4 * n + 2])
                         acc[4 * n + 3] = fma(lower_offset, right, acc[4 * n + 3])
             cuda.syncthreads()
             if (chunk + 1) % per_segment == 0 or chunk + 1 == chunks:
-                for i in range(4 * TILES):
+                for i in range(SUMS):
                     total[i] += acc[i]
                     acc[i] = F(0)
         for n in range(TILES):

@@ -19,6 +19,11 @@ EVERY_LANE = 0xFFFFFFFF
 kernel = cuda.jit
 
 
+def kernel_of(registers):
+    """A kernel that may use so many registers a thread."""
+    return cuda.jit(max_registers=registers)
+
+
 def device(function):
     return cuda.jit(function, device=True, forceinline=True)
 
@@ -193,6 +198,17 @@ def _shared(count):
         return types.UniTuple(i32, count)(words, i64), emit
 
     return load
+
+
+@intrinsic
+def shared4(typing, words, at):
+    """Without what an index costs that might be negative."""
+
+    def emit(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        return builder.load(builder.gep(data, [args[1]]), align=4)
+
+    return i32(words, i64), emit
 
 
 shared8 = _shared(2)

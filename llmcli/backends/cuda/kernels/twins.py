@@ -18,6 +18,10 @@ from numba.cuda.simulator import kernel as simulated
 kernel = simulator.jit
 
 
+def kernel_of(registers):
+    return simulator.jit
+
+
 class _Shared:
     """Shared memory: one array for each line that asks for one, in each block, full of bytes 255: NaN, and -1."""
 
@@ -95,6 +99,11 @@ def load2(array, at):
 def store4(array, at, word):
     assert at % 4 == 0 and 0 <= at <= array.size - 4, at
     array[at : at + 4] = np.frombuffer(struct.pack("<I", _word(word)), np.uint8)
+
+
+def shared4(words, at):
+    assert at >= 0
+    return words[at]
 
 
 def shared8(words, at):
