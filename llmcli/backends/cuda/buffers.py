@@ -37,8 +37,9 @@ class Experts:
                 assert isinstance(size, int) and isinstance(chosen, int)
                 rows, outer = max(rows, tokens * chosen), max(outer, op.out[0].width)
                 inner = max(inner, size * (2 if op.params["gated"] else 1))
-        self.inner_stride, self.outer_stride = padded(inner, ALIGN), padded(outer, ALIGN)
-        self.inner, self.outer = memory.array(rows * self.inner_stride, np.float32), memory.array(rows * self.outer_stride, np.float32)
+        # Operands: (array, start, stride).
+        strides = padded(inner, ALIGN), padded(outer, ALIGN)
+        self.inner, self.outer = ((memory.array(rows * stride, np.float32), 0, stride) for stride in strides)
         self.codes = memory.array(rows * quantize.row_bytes(max(inner, outer)), np.uint8)
 
 

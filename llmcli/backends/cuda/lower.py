@@ -13,9 +13,10 @@ import numpy.typing as npt
 
 from llmcli.backends.cuda import weights as repacked
 from llmcli.backends.cuda.buffers import Buffers
-from llmcli.backends.cuda.kernels import cache, codes, decode, elementwise, embed, experts, floats, linear, norm, position, quantize, rope, route, select, top
+from llmcli.backends.cuda.kernels import cache, choices, elementwise, embed, experts, linear, norm, position, quantize, rope, route, select, top
 from llmcli.backends.cuda.kernels.attention_decode import attention_decode, attention_merge, units
 from llmcli.backends.cuda.kernels.attention_prompt import attention_prompt
+from llmcli.backends.cuda.kernels.step import HEADER
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.memory import Array, Memory
 from llmcli.backends.cuda.store import DeviceStore
@@ -250,10 +251,9 @@ def _top(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
 
 
 def _embed(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    name, columns = str(op.weights[0]), op.out[0].width
-    format, place = at.tensors[name].format, at.place(name)
-    args = (at.buffers.step, at.weights[name], place.scales, place.offsets, *codes.table(format), columns, *at.operand(op.out[0]))
-    return [_launch(embed.embed(format, rows, columns), args)]
+    name, step = str(op.weights[0]), at.buffers.step
+    # where the step's tokens begin, which is the same for steps of all sizes
+    return [embed.embed(at.tensors[name].format, at.place(name), rows, step, HEADER, at.weights[name], at.operand(op.out[0]))]
 
 
 def _experts_quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
@@ -267,36 +267,27 @@ def _experts_product(at: Lowering, op: Op, op_number: int, rows: int) -> list[La
     """A row for each choice of a token: the matrix of its expert times the token's input, or times the row of `activate`."""
     memory, chosen, first = at.buffers.experts, integer(op, "chosen"), op.kind == "experts_up"
     name, bias = (op.weights[i] if i < len(op.weights) else None for i in ((0, 2) if first else (1, 3)))
-    format, place = at.tensors[str(name)].format, at.place(str(name))
-    ids, ids_start, ids_stride = at.operand(op.inputs[1])
-    x = at.operand(op.inputs[0]) if first else (memory.inner, 0, memory.inner_stride)
-    out = (memory.inner, 0, memory.inner_stride) if first else (memory.outer, 0, memory.outer_stride)
-    tail = (chosen if first else 1, ids[ids_start:], ids_stride, at.vector(bias), -1 if bias is None else 0, *out, 0)
-    head = (at.buffers.step, 0, chosen, at.weights[str(name)], place.size)
-    grid = (-(-place.rows // repacked.TILE), rows * chosen)
-    if not integers(format):
-        return [Launch(floats.floats(format, 1, True), grid, 32 * decode.SEGMENTS, (*head, place.rows, place.columns, *x, *tail))]
-    numbers = (place.scales, place.offsets, *codes.table(format), place.rows, place.groups, decode.span(place.chunks))
-    kernel = decode.integers(codes.kind(format), 1, True)
-    return [Launch(kernel, grid, 32 * decode.segments(place.chunks), (*head, *numbers, memory.codes, *tail))]
+    matrix = str(name)
+    format, place, weights = at.tensors[matrix].format, at.place(matrix), at.weights[matrix]
+    x = memory.codes if integers(format) else at.operand(op.inputs[0]) if first else memory.inner
+    own_bias = None if bias is None else at.weights[bias]
+    per_row, ids, out = chosen if first else 1, at.operand(op.inputs[1]), memory.inner if first else memory.outer
+    return [experts.linear(format, place, rows, chosen, per_row, at.buffers.step, weights, x, ids, out, own_bias)]
 
 
 def _experts_activate(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    memory, chosen, size = at.buffers.experts, integer(op, "chosen"), integer(op, "size")
-    limit, shift = number(op, "limit"), number(op, "shift")
-    kernel = experts.activate(str(op.params["activation"]), bool(op.params["gated"]), limit > 0, rows, chosen, size)
-    found = [_launch(kernel, (at.buffers.step, chosen, memory.inner, memory.inner_stride, size, limit, shift))]
+    memory, chosen, size, step = at.buffers.experts, integer(op, "chosen"), integer(op, "size"), at.buffers.step
+    function, limit, shift = elementwise.ACTIVATIONS[str(op.params["activation"])], number(op, "limit"), number(op, "shift")
+    found = [experts.activate(function, bool(op.params["gated"]), rows, chosen, step, memory.inner, size, limit, shift)]
     if integers(at.tensors[str(op.weights[1])].format):
-        args = (at.buffers.step, chosen, memory.inner, memory.inner_stride, size, memory.codes)
-        found.append(_launch(experts.quantize(rows, chosen, size), args))
+        found.append(_launch(choices.quantize(rows, chosen, size), (step, chosen, *memory.inner, size, memory.codes)))
     return found
 
 
 def _experts_combine(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    memory, columns = at.buffers.experts, op.out[0].width
-    operands = (*at.operand(op.inputs[1]), *at.operand(op.inputs[2]), *at.operand(op.out[0]))
-    args = (at.buffers.step, integer(op, "chosen"), memory.outer, memory.outer_stride, *operands, columns)
-    return [_launch(experts.combine(rows, columns), args)]
+    memory, ids, weights = at.buffers.experts, at.operand(op.inputs[1]), at.operand(op.inputs[2])
+    said, out = memory.outer, at.operand(op.out[0])
+    return [experts.combine(rows, integer(op, "chosen"), at.buffers.step, said, ids, weights, out, op.out[0].width)]
 
 
 Lower = Callable[[Lowering, Op, int, int], list[Launch]]

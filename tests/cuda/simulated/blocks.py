@@ -33,7 +33,8 @@ class Thread(BlockThread):
 
     def run(self) -> None:
         try:
-            self.body()
+            with np.errstate(all="ignore"):  # as on a GPU
+                self.body()
         except Stopped:
             return
         except BaseException as error:

@@ -8,7 +8,7 @@ import pytest
 from llmcli.backends.cuda.kernels.platform import (
     copies_commit,
     copies_wait,
-    copies_wait_but_last,
+    copies_wait_but,
     copy16,
     cuda,
     dp4a,
@@ -63,6 +63,9 @@ def test_mma_is_a_matrix_product() -> None:
     np.testing.assert_array_equal(out.reshape(16, 8), c + a.astype(np.int32) @ b.T.astype(np.int32))
 
 
+wait_but_last = copies_wait_but(1)
+
+
 @kernel
 def staged(x, out):
     words = cuda.shared.array(256, np.int32, alignment=16)
@@ -72,7 +75,7 @@ def staged(x, out):
     copy16(words, 128 + i * 4, x, 512 + i * 16)
     copies_commit()
     out[i] = words[i * 4]
-    copies_wait_but_last()
+    wait_but_last()
     out[32 + i] = words[i * 4]
     out[64 + i] = words[128 + i * 4]
     copies_wait()

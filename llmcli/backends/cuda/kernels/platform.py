@@ -6,19 +6,23 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
 
     @device                                     a function that kernels call; may use cuda.threadIdx and barriers
     @kernel                                     a kernel, started as k[grid, block, stream](arguments)
+    @kernel_of(registers)                       one that may use so many registers a thread
     dp4a(a, b, c)                i32            c + four products of the signed bytes of a and b
     permute(a, b, selector)      i32            byte i of the result is byte (selector >> 4 i) & 7 of b:a; bits 3 must be 0
     mma_s8(a0..a3, b0, b1, c0..c3)  4 i32       a warp's C + A @ B: mma.sync.m16n8k32, signed bytes; fragments as in the PTX manual
-    load16(bytes, at)            4 i32          16 bytes of a u8 array at a multiple of 16, which nobody writes meanwhile
-    stream16(bytes, at), stream8(bytes, at)     the same, 16 or 8 bytes, past the L1 cache: for what is read once
-    shared8(words, at)           2 i32          two words of a shared i32 array, at an even index
-    shared16(floats, at)         4 f32          four floats of a shared f32 array with alignment=16, at a multiple of 4
+    load16(bytes, at), load8(bytes, at)         4 or 2 i32: bytes of a u8 array at a multiple of 16 or 8, which nobody writes meanwhile
+    load4(bytes, at), load2(bytes, at)  i32     4 or 2 bytes (without sign) likewise
+    store4(bytes, at, word)                     a word to a u8 array, at a multiple of 4
+    shared16(words, at), shared8, shared4       4, 2 or 1 i32 of a shared i32 array, at a multiple of 4, 2 or 1
+    shared16_floats(floats, at)  4 f32          likewise of a shared f32 array
     copy16(words, at, bytes, from)              starts to copy 16 bytes of a u8 array to word `at` of a shared i32 array (cp.async)
     copies_commit()                             closes a group of a thread's copies
-    copies_wait(), copies_wait_but_last()       waits for all groups, or all but the last; others' copies are there after a barrier
+    copies_wait()                               waits for all groups; others' copies are there after a barrier
+    copies_wait_but(n)                          outside of kernels: gives the function that waits for all groups but the last n
     lane_sum(x), lane_max(x)                    over a warp's 32 lanes, in every lane; xor 16, 8, 4, 2, 1 is the order of addition
     fma(a, b, c)                 f32            a * b + c, rounded once
     product(a, b)                f32            a * b, rounded: the compiler may turn a plain a * b + c into one fma
+    quotient(a, b)               f32            a / b, rounded; division by 0 gives infinity or NaN
     nearest(x)                   i32            rounded to the nearest, halves to even
     half_to_float(bits), float_to_half(x)       f16 as its 16 bits in an integer; to the nearest, halves to even
     bits_float(bits), float_bits(x)             an i32 and the f32 of the same bits
@@ -39,7 +43,7 @@ if SIMULATED:
         bits_float,
         copies_commit,
         copies_wait,
-        copies_wait_but_last,
+        copies_wait_but,
         copy16,
         cuda,
         device,
@@ -49,24 +53,30 @@ if SIMULATED:
         fma,
         half_to_float,
         kernel,
+        kernel_of,
         lane_max,
         lane_sum,
+        load2,
+        load4,
         load16,
         mma_s8,
         nearest,
         permute,
         product,
+        quotient,
+        shared4,
         shared8,
         shared16,
-        stream8,
-        stream16,
+        shared16_floats,
+        store4,
+        load8,
     )
 else:
     from llmcli.backends.cuda.kernels.ptx import (
         bits_float,
         copies_commit,
         copies_wait,
-        copies_wait_but_last,
+        copies_wait_but,
         copy16,
         cuda,
         device,
@@ -76,17 +86,23 @@ else:
         fma,
         half_to_float,
         kernel,
+        kernel_of,
         lane_max,
         lane_sum,
+        load2,
+        load4,
         load16,
         mma_s8,
         nearest,
         permute,
         product,
+        quotient,
+        shared4,
         shared8,
         shared16,
-        stream8,
-        stream16,
+        shared16_floats,
+        store4,
+        load8,
     )
 
 __all__ = [
@@ -95,7 +111,7 @@ __all__ = [
     "bits_float",
     "copies_commit",
     "copies_wait",
-    "copies_wait_but_last",
+    "copies_wait_but",
     "copy16",
     "cuda",
     "device",
@@ -105,15 +121,21 @@ __all__ = [
     "fma",
     "half_to_float",
     "kernel",
+    "kernel_of",
     "lane_max",
     "lane_sum",
+    "load2",
+    "load4",
     "load16",
     "mma_s8",
     "nearest",
     "permute",
     "product",
+    "quotient",
+    "shared4",
     "shared8",
     "shared16",
-    "stream8",
-    "stream16",
+    "shared16_floats",
+    "store4",
+    "load8",
 ]

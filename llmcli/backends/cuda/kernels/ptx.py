@@ -1,7 +1,7 @@
 """NVIDIA's instructions for kernels: what platform.py lists, as inline PTX and LLVM operations. twins.py says the same in Python.
 
-Loads that bypass the L1 cache, and those of memory that is constant during a kernel, are plain assembly without side effects: the
-compiler may move them. Copies and waits are volatile, in the order in which they are written.
+Loads are LLVM's, marked as of memory that is constant during a kernel: the compiler may move them. Arithmetic is assembly without side
+effects. Copies and waits are volatile, in the order in which they are written.
 """
 
 from __future__ import annotations
@@ -17,6 +17,11 @@ i32, i64, f32 = types.int32, types.int64, types.float32
 EVERY_LANE = 0xFFFFFFFF
 
 kernel = cuda.jit
+
+
+def kernel_of(registers):
+    """A kernel that may use so many registers a thread."""
+    return cuda.jit(max_registers=registers)
 
 
 def device(function):
@@ -74,6 +79,14 @@ def product(typing, a, b):
 
 
 @intrinsic
+def quotient(typing, a, b):
+    def emit(context, builder, signature, args):
+        return _assembly(builder, F32, args, "div.rn.f32 $0, $1, $2;", "=f,f,f")
+
+    return f32(f32, f32), emit
+
+
+@intrinsic
 def nearest(typing, x):
     def emit(context, builder, signature, args):
         return _assembly(builder, I32, args, "cvt.rni.s32.f32 $0, $1;", "=r,f")
@@ -116,43 +129,94 @@ def float_bits(typing, x):
 # --- Loads and copies
 
 
-def _load(code, words):
-    """A load of `words` words from a flat array, from element `at` on."""
+def _constant(context, builder, kind, array, at, type_):
+    """Loads memory that is constant during a kernel, in the global address space: ld.global.nc."""
+    data = context.make_array(kind)(context, builder, array).data
+    place = builder.addrspacecast(builder.gep(data, [at]), ir.IntType(8).as_pointer(1), "global")
+    found = builder.load(builder.bitcast(place, type_.as_pointer(1)), align=_size(type_))
+    found.set_metadata("invariant.load", builder.module.add_metadata([]))
+    return found
 
+
+def _size(type_):
+    return type_.count * _size(type_.element) if isinstance(type_, ir.VectorType) else type_.width // 8
+
+
+def _words(count):
     @intrinsic
     def load(typing, array, at):
         def emit(context, builder, signature, args):
-            address = _address(context, builder, signature.args[0], *args)
-            constraints = ",".join(["=r"] * words + ["l"])
-            into = "{" + ", ".join(f"${i}" for i in range(words)) + "}"
-            found = _assembly(builder, ir.LiteralStructType([I32] * words), [address], f"{code} {into}, [${words}];", constraints)
-            return _several(builder, found, words)
+            found = _constant(context, builder, signature.args[0], *args, ir.VectorType(I32, count))
+            return cgutils.pack_array(builder, [builder.extract_element(found, I32(i)) for i in range(count)])
 
-        return types.UniTuple(i32, words)(array, i64), emit
+        return types.UniTuple(i32, count)(array, i64), emit
 
     return load
 
 
-load16 = _load("ld.global.nc.v4.b32", 4)
-stream16 = _load("ld.global.nc.L1::no_allocate.v4.b32", 4)
-stream8 = _load("ld.global.nc.L1::no_allocate.v2.b32", 2)
+load16 = _words(4)
+load8 = _words(2)
 
 
 @intrinsic
-def shared8(typing, words, at):
-    """An ordinary load of two words at once, not assembly: the compiler knows what it must not cross."""
+def load4(typing, array, at):
+    def emit(context, builder, signature, args):
+        return _constant(context, builder, signature.args[0], *args, I32)
+
+    return i32(array, i64), emit
+
+
+@intrinsic
+def load2(typing, array, at):
+    def emit(context, builder, signature, args):
+        return builder.zext(_constant(context, builder, signature.args[0], *args, I16), I32)
+
+    return i32(array, i64), emit
+
+
+@intrinsic
+def store4(typing, array, at, word):
+    def emit(context, builder, signature, args):
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        builder.store(args[2], builder.bitcast(builder.gep(data, [args[1]]), I32.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, i64, i32), emit
+
+
+def _shared(count):
+    """An ordinary load of several words at once, not assembly: the compiler knows what it must not cross."""
+
+    @intrinsic
+    def load(typing, words, at):
+        def emit(context, builder, signature, args):
+            data = context.make_array(signature.args[0])(context, builder, args[0]).data
+            place = builder.bitcast(builder.gep(data, [args[1]]), ir.VectorType(I32, count).as_pointer())
+            found = builder.load(place, align=4 * count)
+            return cgutils.pack_array(builder, [builder.extract_element(found, I32(i)) for i in range(count)])
+
+        return types.UniTuple(i32, count)(words, i64), emit
+
+    return load
+
+
+@intrinsic
+def shared4(typing, words, at):
+    """Without what an index costs that might be negative."""
 
     def emit(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
-        place = builder.bitcast(builder.gep(data, [args[1]]), ir.VectorType(I32, 2).as_pointer())
-        both = builder.load(place, align=8)
-        return cgutils.pack_array(builder, [builder.extract_element(both, I32(i)) for i in range(2)])
+        return builder.load(builder.gep(data, [args[1]]), align=4)
 
-    return types.UniTuple(i32, 2)(words, i64), emit
+    return i32(words, i64), emit
+
+
+shared8 = _shared(2)
+shared16 = _shared(4)
 
 
 @intrinsic
-def shared16(typing, floats, at):
+def shared16_floats(typing, floats, at):
     def emit(context, builder, signature, args):
         data = context.make_array(signature.args[0])(context, builder, args[0]).data
         place = builder.bitcast(builder.gep(data, [args[1]]), ir.VectorType(F32, 4).as_pointer())
@@ -195,7 +259,10 @@ def _ordered(code):
 
 copies_commit = _ordered("cp.async.commit_group;")
 copies_wait = _ordered("cp.async.wait_group 0;")
-copies_wait_but_last = _ordered("cp.async.wait_group 1;")
+
+
+def copies_wait_but(groups):
+    return _ordered(f"cp.async.wait_group {groups};")
 
 
 # --- A warp

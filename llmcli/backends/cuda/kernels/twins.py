@@ -18,6 +18,10 @@ from numba.cuda.simulator import kernel as simulated
 kernel = simulator.jit
 
 
+def kernel_of(registers):
+    return simulator.jit
+
+
 class _Shared:
     """Shared memory: one array for each line that asks for one, in each block, full of bytes 255: NaN, and -1."""
 
@@ -77,12 +81,29 @@ def load16(array, at):
     return tuple(np.int32(word) for word in struct.unpack("<4i", bytes(array[at : at + 16]._item)))
 
 
-stream16 = load16
-
-
-def stream8(array, at):
+def load8(array, at):
     assert at % 8 == 0 and 0 <= at <= array.size - 8, at
     return tuple(np.int32(word) for word in struct.unpack("<2i", bytes(array[at : at + 8]._item)))
+
+
+def load4(array, at):
+    assert at % 4 == 0 and 0 <= at <= array.size - 4, at
+    return np.int32(struct.unpack("<i", bytes(array[at : at + 4]._item))[0])
+
+
+def load2(array, at):
+    assert at % 2 == 0 and 0 <= at <= array.size - 2, at
+    return np.int32(struct.unpack("<H", bytes(array[at : at + 2]._item))[0])
+
+
+def store4(array, at, word):
+    assert at % 4 == 0 and 0 <= at <= array.size - 4, at
+    array[at : at + 4] = np.frombuffer(struct.pack("<I", _word(word)), np.uint8)
+
+
+def shared4(words, at):
+    assert at >= 0
+    return words[at]
 
 
 def shared8(words, at):
@@ -90,9 +111,12 @@ def shared8(words, at):
     return words[at], words[at + 1]
 
 
-def shared16(floats, at):
-    assert at % 4 == 0 and 0 <= at <= floats.size - 4, at
-    return floats[at], floats[at + 1], floats[at + 2], floats[at + 3]
+def shared16(words, at):
+    assert at % 4 == 0
+    return words[at], words[at + 1], words[at + 2], words[at + 3]
+
+
+shared16_floats = shared16
 
 
 def copy16(words, at, array, start):
@@ -116,8 +140,8 @@ def copies_wait():
     _wait(0)
 
 
-def copies_wait_but_last():
-    _wait(1)
+def copies_wait_but(groups):
+    return lambda: _wait(groups)
 
 
 def fma(a, b, c):
@@ -126,6 +150,11 @@ def fma(a, b, c):
 
 def product(a, b):
     return np.float32(a) * np.float32(b)
+
+
+def quotient(a, b):
+    with np.errstate(all="ignore"):
+        return np.float32(a) / np.float32(b)
 
 
 def nearest(x):

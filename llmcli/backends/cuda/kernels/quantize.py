@@ -1,0 +1,79 @@
+"""Activations to int8, with one scale for each token and group of 32 columns: the CPU's rule, and so its bits.
+
+A token's row is a run of records, one for each chunk of eight groups, zeros behind the last column:
+
+    256 bytes   codes of 256 columns, signed
+     32 bytes   scales f32 [8]
+     32 bytes   sums of each group's codes times its scale, f32 [8], which weights with offsets need
+
+A warp is a group, a lane a column, a block a record. Reads 4 bytes a column, writes 1.25.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from llmcli.backends.cuda.kernels.platform import (
+    bits_float,
+    cuda,
+    device,
+    float_bits,
+    kernel,
+    lane_max,
+    lane_sum,
+    nearest,
+    product,
+    quotient,
+    store4,
+)
+
+RECORD = 320
+SCALES, SUMS = 256, 288
+"""Where they begin in a record."""
+BLOCK = 256
+F = np.float32
+MOST, INFINITY, NOTHING = F(127), F(np.inf), F(0)
+MAGNITUDE = np.int32(0x7FFFFFFF)
+
+
+@device
+def quantize_group(x, codes, record, group, lane):
+    """One lane's column x of group 0 .. 7 to a record. A group is zero when its largest magnitude is, or is so small that 127 / largest
+    overflows. One with infinity or NaN gets that as its scale: bits of magnitudes compare as the floats do, with NaN on top."""
+    largest = bits_float(lane_max(float_bits(x) & MAGNITUDE))
+    inverse = quotient(MOST, largest)
+    code = np.int32(0)
+    if NOTHING < inverse and inverse < INFINITY:
+        code = nearest(product(x, inverse))
+    scale = quotient(largest, MOST)
+    if inverse == INFINITY:
+        scale = NOTHING
+    total = lane_sum(code)
+    codes[record + group * 32 + lane] = np.uint8(code & 255)
+    if lane == 0:
+        store4(codes, record + SCALES + group * 4, float_bits(scale))
+        store4(codes, record + SUMS + group * 4, float_bits(product(F(total), scale)))
+
+
+@kernel
+def quantize(step, count, x, x_start, x_stride, columns, codes):
+    """Rows 0 .. step[count] of x to records. Grid (chunks, tokens), 256 threads."""
+    chunk, token = cuda.blockIdx.x, cuda.blockIdx.y
+    if token >= step[count]:
+        return
+    group, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
+    column = chunk * 256 + cuda.threadIdx.x
+    value = NOTHING
+    if column < columns:
+        value = x[x_start + token * x_stride + column]
+    quantize_group(value, codes, (token * cuda.gridDim.x + chunk) * RECORD, group, lane)
+
+
+def row_bytes(columns):
+    """Bytes of a token's records."""
+    return -(-columns // 256) * RECORD
+
+
+def launch(tokens, columns):
+    """Kernel, grid and block for up to so many tokens."""
+    return quantize, (-(-columns // 256), tokens), BLOCK
