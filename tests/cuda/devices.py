@@ -21,30 +21,30 @@ from llmcli.offload.place import Share
 from llmcli.plan import Plan, Weight
 
 Ints, Floats = npt.NDArray[np.int32], npt.NDArray[np.float32]
-HIDDEN, VOCAB, CONTEXT = 36, 37, 12
+HIDDEN, VOCAB, CONTEXT = 30, 37, 12
 
 
 def spec(*layers: Layer, **fields: object) -> Spec:
     return replace(Spec(VOCAB, HIDDEN, CONTEXT, Norm(), layers), **fields)  # type: ignore[arg-type]
 
 
-_GROUPED = Attention(4, 2, 10, 10**-0.5, bias=True, qk_norm="head")
-_CAPPED = Attention(3, 1, 12, 0.3, softcap=3.0)
+_GROUPED = Attention(4, 2, 8, 8**-0.5, bias=True, qk_norm="head")
+_CAPPED = Attention(3, 1, 10, 0.3, softcap=3.0)
 _SLOPES = Attention(2, 2, 9, 9**-0.5, bias=True, out_bias=True, alibi=(0.5, 0.125), clip=1.5)
 _SINKS = Attention(4, 1, 8, 8**-0.5, bias=True, out_bias=True, sinks=True, qk_norm="each")
-_CHOSEN = Experts(4, 2, 34, softmax="after", bias=True, router_bias=True, limit=2.0, shift=1.0)
+_CHOSEN = Experts(4, 2, 14, softmax="after", bias=True, router_bias=True, limit=2.0, shift=1.0)
 _SHARED = Experts(3, 2, 20, scale=1.5, shared=24, shared_gate=True)
 SPECS = {
-    "grouped": spec(Layer(_GROUPED, Mlp(40), rope=Rope(10)), Layer(_GROUPED, Mlp(40), rope=Rope(6, interleaved=True, factor=1.0))),
+    "grouped": spec(Layer(_GROUPED, Mlp(28), rope=Rope(8)), Layer(_GROUPED, Mlp(28), rope=Rope(6, interleaved=True, factor=1.0))),
     "capped": spec(
-        Layer(replace(_CAPPED, window=2), Mlp(40, "gelu_tanh"), rope=Rope(12), post_norms=True),
-        Layer(_CAPPED, Mlp(40, "gelu"), rope=Rope(12), post_norms=True, pre_norms=False),
+        Layer(replace(_CAPPED, window=2), Mlp(28, "gelu_tanh"), rope=Rope(10), post_norms=True),
+        Layer(_CAPPED, Mlp(28, "gelu"), rope=Rope(10), post_norms=True, pre_norms=False),
         embedding_scale=6.0,
         logit_softcap=5.0,
     ),
     "slopes": spec(
-        Layer(_SLOPES, Mlp(40, "gelu", False, True), residual="parallel", shared_norm=True),
-        Layer(_SLOPES, Mlp(40, "relu2", False), residual="parallel"),
+        Layer(_SLOPES, Mlp(28, "gelu", False, True), residual="parallel", shared_norm=True),
+        Layer(_SLOPES, Mlp(28, "relu2", False), residual="parallel"),
         norm=Norm("layer", bias=True),
         positions=CONTEXT + 2,
         position_offset=2,
@@ -70,12 +70,12 @@ class Model:
     runner: backend.Runner
 
 
-def made(spec: Spec, quantization: str, kv: str, blocks: int = 2) -> Model:
+def made(spec: Spec, quantization: str, kv: str, taps: tuple[str, ...] = ()) -> Model:
     """A model with random weights on the reference backend."""
     rng = np.random.default_rng(7)
-    plan = decoder.plan(spec, spec.context)
+    plan = decoder.plan(spec, spec.context, taps)
     weights = {name: _random(weight, quantization, rng) for name, weight in plan.weights.items()}
-    cache = KVCache(plan.cache, blocks, kv)
+    cache = KVCache(plan.cache, 2, kv)
     return Model(plan, weights, cache, backend.get("reference").load(plan, weights, cache))
 
 

@@ -61,8 +61,7 @@ class Buffers:
         self.step, self.host_step = memory.array(words, np.int32), memory.pinned(words, np.int32)
         self.fault, self.host_fault, self.no_fault = memory.array(1, np.int64), memory.pinned(1, np.int64), memory.pinned(1, np.int64)
         self.host: dict[int, npt.NDArray[Any]] = {}
-        for number in (*plan.given, *(n for n in plan.taps if plan.buffers[n].rows == "tokens")):
-            self.host[number] = memory.pinned(self.tokens * self.strides[number], np.float32)
+        self._pin("tokens", self.tokens)
         self.grow(1)
 
     def grow(self, outputs: int) -> bool:
@@ -77,9 +76,14 @@ class Buffers:
         self.ranks = self.memory.array(self.outputs * pieces * self.keep, np.int64)
         self.statistics = self.memory.array(self.outputs * pieces * top.STATISTICS, np.float64)
         self.host_results = {name: self.memory.pinned(self.outputs * width, dtype) for name, (width, dtype) in shapes.items()}
-        for number in {self.plan.logits, *(n for n in self.plan.taps if self.plan.buffers[n].rows == "outputs")}:
-            self.host[number] = self.memory.pinned(self.outputs * self.strides[number], np.float32)
+        self._pin("outputs", self.outputs)
         return True
+
+    def _pin(self, kind: str, rows: int) -> None:
+        """Memory here for what goes up and comes back of the buffers of token rows or of output rows."""
+        for number in {*self.plan.given, *self.plan.taps, self.plan.logits}:
+            if self.plan.buffers[number].rows == kind:
+                self.host[number] = self.memory.pinned(rows * self.strides[number], np.float32)
 
     def _allocate(self, kind: str, rows: int) -> None:
         """New arrays for the buffers of token rows or of output rows, and for one of them quantized."""
