@@ -26,8 +26,8 @@ from llmcli.backends.cuda.kernels.attention import (
     weigh,
 )
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
-from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product, shared16
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
+from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -108,7 +108,7 @@ def decode(head_size, dtype, group):
                     unpack(key_loads, i, key, 0)
                     for h in range(tile):
                         for q in range(quads):
-                            w, x, y, z = shared16(queries, h * padded + (c + i) * chunk + q * 4)
+                            w, x, y, z = shared_floats(queries, h * padded + (c + i) * chunk + q * 4)
                             products[h] = dot4(w, x, y, z, key, q * 4, products[h])
             key_scale = load_float(cache, start + scales_start + (base % BLOCK + thread) * 4) if coded else ONE
             for h in range(tile):
@@ -145,7 +145,7 @@ def decode(head_size, dtype, group):
                                     value[c * chunk + k] = ZERO
                     for h in range(tile):
                         for q in range(quads):
-                            w, x, y, z = shared16(scores, h * UNIT + strip + (g + i) * chunk + q * 4)
+                            w, x, y, z = shared_floats(scores, h * UNIT + strip + (g + i) * chunk + q * 4)
                             for c in range(columns):
                                 sums[h * columns + c] = dot4(w, x, y, z, value, c * chunk + q * 4, sums[h * columns + c])
             for h in range(tile):

@@ -14,8 +14,8 @@ import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
-from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product, shared16
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
+from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -97,7 +97,7 @@ def prompt(head_size, dtype, group):
                         unpack(key_loads, k, key, k * chunk)
                     for r in range(own):
                         for q in range(quads):
-                            w, x, y, z = shared16(queries, (warp * own + r) * padded + c * chunk + q * 4)
+                            w, x, y, z = shared_floats(queries, (warp * own + r) * padded + c * chunk + q * 4)
                             for k in range(KEYS):
                                 products[r * KEYS + k] = dot4(w, x, y, z, key, k * chunk + q * 4, products[r * KEYS + k])
                 for k in range(KEYS):
@@ -146,7 +146,7 @@ def prompt(head_size, dtype, group):
                                         value[c * chunk + k] = ZERO
                         for r in range(own):
                             for q in range(quads):
-                                w, x, y, z = shared16(scores, (warp * own + r) * UNIT + g * chunk + q * 4)
+                                w, x, y, z = shared_floats(scores, (warp * own + r) * UNIT + g * chunk + q * 4)
                                 for c in range(columns):
                                     strips[r * columns + c] = dot4(w, x, y, z, value, c * chunk + q * 4, strips[r * columns + c])
                     for i in range(sum_room):

@@ -12,7 +12,6 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
     load16(bytes, at)            4 i32          16 bytes of a u8 array at a multiple of 16, which nobody writes meanwhile
     stream16(bytes, at), stream8(bytes, at)     the same, 16 or 8 bytes, past the L1 cache: for what is read once
     shared8(words, at)           2 i32          two words of a shared i32 array, at an even index
-    shared16(floats, at)         4 f32          four floats of a shared f32 array with alignment=16, at a multiple of 4
     copy16(words, at, bytes, from)              starts to copy 16 bytes of a u8 array to word `at` of a shared i32 array (cp.async)
     copies_commit()                             closes a group of a thread's copies
     copies_wait(), copies_wait_but_last()       waits for all groups, or all but the last; others' copies are there after a barrier
@@ -57,7 +56,6 @@ if SIMULATED:
         permute,
         product,
         shared8,
-        shared16,
         stream8,
         stream16,
     )
@@ -84,7 +82,6 @@ else:
         permute,
         product,
         shared8,
-        shared16,
         stream8,
         stream16,
     )
@@ -113,7 +110,6 @@ __all__ = [
     "permute",
     "product",
     "shared8",
-    "shared16",
     "stream8",
     "stream16",
 ]

@@ -90,11 +90,6 @@ def shared8(words, at):
     return words[at], words[at + 1]
 
 
-def shared16(floats, at):
-    assert at % 4 == 0 and 0 <= at <= floats.size - 4, at
-    return floats[at], floats[at + 1], floats[at + 2], floats[at + 3]
-
-
 def copy16(words, at, array, start):
     assert at % 4 == 0
     _thread().__dict__.setdefault("copies", [[]])[-1].append((words, int(at), load16(array, start)))
@@ -204,3 +199,11 @@ def mma_s8(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     row, column = _lane() // 4, _lane() % 4 * 2
     sums = both[row, column], both[row, column + 1], both[row + 8, column], both[row + 8, column + 1]
     return tuple(_i32(int(c) + s) for c, s in zip((c0, c1, c2, c3), sums, strict=True))
+
+
+# --- Four floats
+
+
+def shared_floats(floats, at):
+    assert at % 4 == 0 and 0 <= at <= floats.size - 4, at
+    return floats[at], floats[at + 1], floats[at + 2], floats[at + 3]
