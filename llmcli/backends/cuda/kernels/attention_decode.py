@@ -10,6 +10,8 @@ written and read again by `merge`, which for a group of 4 heads in f16 is 12% mo
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import (
@@ -50,6 +52,7 @@ def batch(count, most):
     return max(n for n in range(1, max(most, 1) + 1) if count % n == 0)
 
 
+@functools.cache
 def decode(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)
@@ -219,7 +222,7 @@ def scratch(most, heads, head_size, most_units):
 
 
 def attention_decode(head_size, dtype, most, kv_heads, group, most_units):
-    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    """(kernel, grid, block) for up to `most` tokens."""
     tiles = -(-group // heads_together(head_size, group))
     shares = min(most_units, -(-BLOCKS_WANTED // (kv_heads * tiles * most)))
     return decode(head_size, dtype, group), (shares, kv_heads * tiles, most), THREADS

@@ -10,6 +10,8 @@ Rows of several sequences: one after the other, each with the whole block; what 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
@@ -30,6 +32,7 @@ def rows_of_warp(head_size):
     return 2 if SIMULATED else 8 if head_size <= 128 else 4
 
 
+@functools.cache
 def prompt(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)
@@ -172,5 +175,5 @@ def prompt(head_size, dtype, group):
 
 
 def attention_prompt(head_size, dtype, most, kv_heads, group):
-    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    """(kernel, grid, block) for up to `most` tokens."""
     return prompt(head_size, dtype, group), (-(-most * group // (rows_of_warp(head_size) * WARPS)), kv_heads), THREADS
