@@ -77,7 +77,6 @@ def test_compiles(name: str, architecture: tuple[int, int], tmp_path: Path, monk
     assert ".entry" in code and "call" not in code
     used = assembled(code, architecture, tmp_path)
     if used is not None:
-        print(name, architecture, used)
         assert used.stack == used.spills == 0, used
         assert -(-used.registers // 8) * 8 * threads <= REGISTERS and used.shared <= SHARED_BYTES, used
     assert not re.search(r"mul(\.ftz)?\.f32|ex2", code)  # without .rn a product may be fused with a sum, here and not there

@@ -104,9 +104,7 @@ class CudaRunner:
             self._steps[shape]()
             self._memory.stream.synchronize()
         self._raise_fault(start)
-        found = {
-            name: array[: outputs * len(array) // buffers.outputs].reshape(outputs, -1) for name, array in buffers.host_results.items()
-        }
+        found = {name: array.reshape(buffers.outputs, -1)[:outputs] for name, array in buffers.host_results.items()}
         taps = {self.plan.buffers[n].name: buffers.rows(n, outputs if self._of_outputs(n) else tokens) for n in self.plan.taps}
         stats = found["top_stats"]
         return Result(buffers.rows(self.plan.logits, outputs), found["top_ids"], found["top_values"], stats[:, 0], stats[:, 1], taps)

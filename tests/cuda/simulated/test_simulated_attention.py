@@ -8,8 +8,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from caches import LAYER, Shape, Texts, empty, on_device
-from steps import F, Operand, Tokens, random
+from steps import F, Operand, Tokens, counts, random
 
+from llmcli.backends.cuda.kernels.attention_decode import attention_merge
 from llmcli.backends.cuda.kernels.cache import VIEW, cache_write
 from llmcli.backends.reference import attention as plain
 from llmcli.kv import BLOCK
@@ -46,6 +47,22 @@ def test_one_token_at_every_kind_of_position(shares: int) -> None:
         query = random(1, 8, seed=position)
         found = texts.attend([0], [position], query, prompt=False, shares=shares)
         np.testing.assert_allclose(found, texts.expected([0], [position], query), rtol=2e-5, atol=2e-6)
+
+
+def test_merging_more_units_than_a_block_has_threads() -> None:
+    position, heads, size = 128 * 300 + 5, 2, 8
+    vectors, extents = random(heads, 302, size), random(heads, 302, 2, seed=2)
+    extents[..., 0] = extents[..., 0] * F(5) + np.linspace(-20, 20, 302, dtype=F)
+    extents[..., 1] = abs(extents[..., 1]) + F(1)
+    vectors[:, 301], extents[:, 301] = np.nan, np.nan
+    out, sinks = Operand.empty(1, heads * size), np.array([3, 30], F)
+    kernel, grid, block = attention_merge(size, 2, heads)
+    step = counts(1, positions=[position])
+    kernel[grid, block](step, vectors.reshape(-1), extents.reshape(-1), 302, *out.args, size, 0, sinks, 1)
+    factors = np.exp(extents[:, :301, 0].astype(np.float64))
+    sums = (factors * extents[:, :301, 1]).sum(1) + np.exp(sinks.astype(np.float64))
+    expected = (factors[..., None] * vectors[:, :301]).sum(1) / sums[:, None]
+    np.testing.assert_allclose(out.taken(1).reshape(heads, size), expected, rtol=2e-5, atol=1e-6)
 
 
 def test_tokens_of_several_sequences_with_shared_blocks() -> None:

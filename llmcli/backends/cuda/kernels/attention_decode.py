@@ -10,6 +10,8 @@ written and read again by `merge`, which for a group of 4 heads in f16 is 12% mo
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import (
@@ -26,8 +28,8 @@ from llmcli.backends.cuda.kernels.attention import (
     weigh,
 )
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
-from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product, shared16_floats
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
+from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -50,6 +52,7 @@ def batch(count, most):
     return max(n for n in range(1, max(most, 1) + 1) if count % n == 0)
 
 
+@functools.cache
 def decode(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)
@@ -108,7 +111,7 @@ def decode(head_size, dtype, group):
                     unpack(key_loads, i, key, 0)
                     for h in range(tile):
                         for q in range(quads):
-                            w, x, y, z = shared16_floats(queries, h * padded + (c + i) * chunk + q * 4)
+                            w, x, y, z = shared_floats(queries, h * padded + (c + i) * chunk + q * 4)
                             products[h] = dot4(w, x, y, z, key, q * 4, products[h])
             key_scale = load_float(cache, start + scales_start + (base % BLOCK + thread) * 4) if coded else ONE
             for h in range(tile):
@@ -145,7 +148,7 @@ def decode(head_size, dtype, group):
                                     value[c * chunk + k] = ZERO
                     for h in range(tile):
                         for q in range(quads):
-                            w, x, y, z = shared16_floats(scores, h * UNIT + strip + (g + i) * chunk + q * 4)
+                            w, x, y, z = shared_floats(scores, h * UNIT + strip + (g + i) * chunk + q * 4)
                             for c in range(columns):
                                 sums[h * columns + c] = dot4(w, x, y, z, value, c * chunk + q * 4, sums[h * columns + c])
             for h in range(tile):
@@ -219,7 +222,7 @@ def scratch(most, heads, head_size, most_units):
 
 
 def attention_decode(head_size, dtype, most, kv_heads, group, most_units):
-    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    """(kernel, grid, block) for up to `most` tokens."""
     tiles = -(-group // heads_together(head_size, group))
     shares = min(most_units, -(-BLOCKS_WANTED // (kv_heads * tiles * most)))
     return decode(head_size, dtype, group), (shares, kv_heads * tiles, most), THREADS

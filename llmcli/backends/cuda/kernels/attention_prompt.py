@@ -10,12 +10,14 @@ Rows of several sequences: one after the other, each with the whole block; what 
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
-from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights
-from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product, shared16_floats
+from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
+from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -30,6 +32,7 @@ def rows_of_warp(head_size):
     return 2 if SIMULATED else 8 if head_size <= 128 else 4
 
 
+@functools.cache
 def prompt(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)
@@ -97,7 +100,7 @@ def prompt(head_size, dtype, group):
                         unpack(key_loads, k, key, k * chunk)
                     for r in range(own):
                         for q in range(quads):
-                            w, x, y, z = shared16_floats(queries, (warp * own + r) * padded + c * chunk + q * 4)
+                            w, x, y, z = shared_floats(queries, (warp * own + r) * padded + c * chunk + q * 4)
                             for k in range(KEYS):
                                 products[r * KEYS + k] = dot4(w, x, y, z, key, k * chunk + q * 4, products[r * KEYS + k])
                 for k in range(KEYS):
@@ -146,7 +149,7 @@ def prompt(head_size, dtype, group):
                                         value[c * chunk + k] = ZERO
                         for r in range(own):
                             for q in range(quads):
-                                w, x, y, z = shared16_floats(scores, (warp * own + r) * UNIT + g * chunk + q * 4)
+                                w, x, y, z = shared_floats(scores, (warp * own + r) * UNIT + g * chunk + q * 4)
                                 for c in range(columns):
                                     strips[r * columns + c] = dot4(w, x, y, z, value, c * chunk + q * 4, strips[r * columns + c])
                     for i in range(sum_room):
@@ -172,5 +175,5 @@ def prompt(head_size, dtype, group):
 
 
 def attention_prompt(head_size, dtype, most, kv_heads, group):
-    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    """(kernel, grid, block) for up to `most` tokens."""
     return prompt(head_size, dtype, group), (-(-most * group // (rows_of_warp(head_size) * WARPS)), kv_heads), THREADS

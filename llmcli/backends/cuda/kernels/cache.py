@@ -12,6 +12,7 @@ of bytes. Beyond a sequence's length lies what an earlier owner left, NaN perhap
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -120,6 +121,7 @@ def as_float(x):
 STORED = {"f16": as_half, "f32": as_float}
 
 
+@functools.cache
 def write(head_size: int, dtype: str):
     """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
     parts that the L2 cache puts together."""
@@ -154,6 +156,7 @@ def write(head_size: int, dtype: str):
     return cache_write
 
 
+@functools.cache
 def write_codes(head_size: int):
     """The same for int8, with the same arguments: a warp takes one head's key and value."""
     layout = HeadLayout(head_size, "int8")
@@ -211,7 +214,7 @@ def write_codes(head_size: int):
 
 
 def cache_write(head_size: int, dtype: str, most: int, kv_heads: int):
-    """(kernel, grid, block) for up to `most` tokens. Each call makes a kernel: keep it."""
+    """(kernel, grid, block) for up to `most` tokens."""
     if dtype == "int8":
         return write_codes(head_size), (-(-kv_heads * WARP // THREADS), most), THREADS
     layout = HeadLayout(head_size, dtype)

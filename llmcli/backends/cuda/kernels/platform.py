@@ -14,7 +14,6 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
     load4(bytes, at), load2(bytes, at)  i32     4 or 2 bytes (without sign) likewise
     store4(bytes, at, word)                     a word to a u8 array, at a multiple of 4
     shared16(words, at), shared8, shared4       4, 2 or 1 i32 of a shared i32 array, at a multiple of 4, 2 or 1
-    shared16_floats(floats, at)  4 f32          likewise of a shared f32 array
     copy16(words, at, bytes, from)              starts to copy 16 bytes of a u8 array to word `at` of a shared i32 array (cp.async)
     copies_commit()                             closes a group of a thread's copies
     copies_wait()                               waits for all groups; others' copies are there after a barrier
@@ -58,6 +57,7 @@ if SIMULATED:
         lane_sum,
         load2,
         load4,
+        load8,
         load16,
         mma_s8,
         nearest,
@@ -67,9 +67,7 @@ if SIMULATED:
         shared4,
         shared8,
         shared16,
-        shared16_floats,
         store4,
-        load8,
     )
 else:
     from llmcli.backends.cuda.kernels.ptx import (
@@ -91,6 +89,7 @@ else:
         lane_sum,
         load2,
         load4,
+        load8,
         load16,
         mma_s8,
         nearest,
@@ -100,9 +99,7 @@ else:
         shared4,
         shared8,
         shared16,
-        shared16_floats,
         store4,
-        load8,
     )
 
 __all__ = [
@@ -135,7 +132,6 @@ __all__ = [
     "shared4",
     "shared8",
     "shared16",
-    "shared16_floats",
     "store4",
     "load8",
 ]
