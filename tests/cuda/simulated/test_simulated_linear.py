@@ -66,14 +66,14 @@ def activations(x: Array) -> tuple[Array, Array, Array]:
     return codes, scales, codes.sum(-1).astype(F) * scales
 
 
-
 def product(tensor: PackedTensor, x: Array) -> Array:
     """f32 [T, N] in the kernels' order: segments of whole chunks, groups (columns) ascending, then segments ascending."""
     rows, columns = tensor.shape
     total = np.zeros((len(x), rows), F)
     if tensor.format in FLOATS:
         values, width = formats.get(tensor.format).unpack(tensor.data, rows, columns), 4 if tensor.format == "f32" else 8
-        length = -(-(-(-columns // width)) // decode.SEGMENTS) * width
+        units = -(-columns // width)
+        length = -(-units // decode.SEGMENTS) * width
         for begin in range(0, columns, length):
             acc = np.zeros_like(total)
             for k in range(begin, min(begin + length, columns)):
@@ -101,9 +101,7 @@ def product(tensor: PackedTensor, x: Array) -> Array:
     return total
 
 
-def multiply(
-    tensor: PackedTensor, data: Array, x: Array, tokens: int, bias: Array | None = None, before: Array | None = None
-) -> Array:
+def multiply(tensor: PackedTensor, data: Array, x: Array, tokens: int, bias: Array | None = None, before: Array | None = None) -> Array:
     rows, columns = tensor.shape
     out = np.full((len(x), rows + 5), np.nan, F)
     if before is not None:
@@ -205,7 +203,9 @@ def test_products_have_the_same_bits_for_one_token_and_many(format: str) -> None
         x[-1, :33] = 0
         expected = product(tensor, x)
         for tokens in sorted({1, most}):
-            np.testing.assert_array_equal(multiply(tensor, data, x[:tokens], tokens), expected[:tokens], err_msg=f"{rows} {columns} {tokens}")
+            np.testing.assert_array_equal(
+                multiply(tensor, data, x[:tokens], tokens), expected[:tokens], err_msg=f"{rows} {columns} {tokens}"
+            )
 
 
 @pytest.mark.parametrize("format", ["int4", "int8", "f16"])
@@ -260,7 +260,13 @@ def test_experts(format: str) -> None:
     def run(tensor: PackedTensor, data: Array, per_row: int, rows_in: Array, bias: Array) -> Array:
         own = weights.place(format, *tensor.shape[-2:])
         out = np.full((tokens * chosen + 1, own.rows), np.nan, F)
-        source: Any = quantized(rows_in, len(rows_in)) if integer else (rows_in.reshape(-1), 0, rows_in.shape[1])
+        source: Any = rows_in.reshape(-1), 0, rows_in.shape[1]
+        if integer:
+            records = np.full(len(rows_in) * quantize.row_bytes(rows_in.shape[1]), 0xA5, np.uint8)
+            each = len(rows_in) // tokens
+            start(experts.quantize_rows(tokens, each, step, source, rows_in.shape[1], records))
+            np.testing.assert_array_equal(records, quantized(rows_in, len(rows_in)))
+            source = records
         to = out.reshape(-1), 0, own.rows
         start(experts.linear(format, own, tokens + 1, chosen, per_row, step, data, source, (ids, 1, chosen), to, bias.reshape(-1)))
         assert np.isnan(out[-1]).all()

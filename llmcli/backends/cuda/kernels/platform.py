@@ -57,6 +57,7 @@ if SIMULATED:
         lane_sum,
         load2,
         load4,
+        load8,
         load16,
         mma_s8,
         nearest,
@@ -67,7 +68,6 @@ if SIMULATED:
         shared8,
         shared16,
         store4,
-        load8,
     )
 else:
     from llmcli.backends.cuda.kernels.ptx import (
@@ -89,6 +89,7 @@ else:
         lane_sum,
         load2,
         load4,
+        load8,
         load16,
         mma_s8,
         nearest,
@@ -99,7 +100,6 @@ else:
         shared8,
         shared16,
         store4,
-        load8,
     )
 
 __all__ = [

@@ -182,51 +182,65 @@ def _thread() -> Any:
     return threading.current_thread()
 
 
-def _exchange(value):
-    """Every lane's value, in the order of lanes. Two lists in turn: whoever writes to one has passed the barrier behind which
-    the other was read."""
+class _Value:
+    """What one lane brings; the first lane's keeps what the warp makes of all of them."""
+
+    def __init__(self, value):
+        self.value, self.results = value, None
+
+
+def _together(value, operation):
+    """This lane's part of what operation(every lane's value, in order) gives. Two lists in turn: whoever writes to one has passed the
+    barrier behind which the other was read."""
     thread = _thread()
     manager = thread._manager
     turn = thread.turn = getattr(thread, "turn", 1) ^ 1
     threads = int(np.prod(manager._block_dim))
     values = manager.__dict__.setdefault(f"exchange{turn}", [None] * threads)
-    values[thread.thread_id] = value
+    values[thread.thread_id] = _Value(value)
     thread.syncthreads()
     first = thread.thread_id // 32 * 32
-    return values[first : first + 32]
+    lanes = values[first : first + 32]
+    if lanes[0].results is None:
+        lanes[0].results = operation([lane.value for lane in lanes])
+    return lanes[0].results[thread.thread_id % 32]
 
 
-def _lane():
-    return _thread().thread_id % 32
-
-
-def _reduced(value, operation):
+def _tree(operation):
     """As lanes do it that exchange with lane ^ 16, ^ 8, ^ 4, ^ 2, ^ 1."""
-    values = _exchange(value)
-    for step in (16, 8, 4, 2, 1):
-        values = [operation(values[lane], values[lane ^ step]) for lane in range(32)]
-    return values[_lane()]
+
+    def reduce(values):
+        for step in (16, 8, 4, 2, 1):
+            values = [operation(values[lane], values[lane ^ step]) for lane in range(32)]
+        return values
+
+    return reduce
+
+
+_sum, _max = _tree(lambda a, b: a + b), _tree(lambda a, b: a if a > b else b)
 
 
 def lane_sum(value):
-    return _reduced(value, lambda a, b: a + b)
+    return _together(value, _sum)
 
 
 def lane_max(value):
-    return _reduced(value, lambda a, b: a if a > b else b)
+    return _together(value, _max)
 
 
-def mma_s8(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+def _products(lanes):
     """Lane 4 g + q holds A's rows g (a0, a2) and g + 8 (a1, a3) at columns 4 q .. + 3 (a0, a1) and 16 + 4 q .. + 3 (a2, a3), B's
-    column g at the same rows (b0, b1), and C's rows g (c0, c1) and g + 8 (c2, c3) at columns 2 q and 2 q + 1."""
-    lanes = _exchange((a0, a1, a2, a3, b0, b1))
+    column g at the same rows (b0, b1), and gets the product's rows g (two columns from 2 q on) and g + 8 (the same columns)."""
     a, b = np.empty((2, 8, 2, 4, 4), np.int64), np.empty((8, 2, 4, 4), np.int64)  # [half, row, half, quad, byte], [column, half, ...]
     words = np.array(lanes, np.int32).view(np.int8).reshape(8, 4, 6, 4)
     for i in range(4):
         a[i % 2, :, i // 2] = words[:, :, i]
     for i in range(2):
         b[:, i] = words[:, :, 4 + i]
-    both = a.reshape(16, 32) @ b.reshape(8, 32).T
-    row, column = _lane() // 4, _lane() % 4 * 2
-    sums = both[row, column], both[row, column + 1], both[row + 8, column], both[row + 8, column + 1]
+    both = (a.reshape(16, 32) @ b.reshape(8, 32).T).reshape(2, 8, 4, 2)  # [half, row, quad, column]
+    return both.transpose(1, 2, 0, 3).reshape(32, 4).tolist()
+
+
+def mma_s8(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+    sums = _together((a0, a1, a2, a3, b0, b1), _products)
     return tuple(_i32(int(c) + s) for c, s in zip((c0, c1, c2, c3), sums, strict=True))
