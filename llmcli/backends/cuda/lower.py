@@ -13,7 +13,21 @@ import numpy.typing as npt
 
 from llmcli.backends.cuda import weights as repacked
 from llmcli.backends.cuda.buffers import Buffers
-from llmcli.backends.cuda.kernels import cache, choices, elementwise, embed, experts, linear, norm, position, quantize, rope, route, select, top
+from llmcli.backends.cuda.kernels import (
+    cache,
+    choices,
+    elementwise,
+    embed,
+    experts,
+    linear,
+    norm,
+    position,
+    quantize,
+    rope,
+    route,
+    select,
+    top,
+)
 from llmcli.backends.cuda.kernels.attention_decode import attention_decode, attention_merge, units
 from llmcli.backends.cuda.kernels.attention_prompt import attention_prompt
 from llmcli.backends.cuda.kernels.step import HEADER

@@ -141,7 +141,11 @@ def _scales(data: Bytes, groups: int, out: Bytes) -> None:
 def _floats(data: Bytes, each: int, columns: int, out: Bytes) -> None:
     wide = 16 // each
     values = data.view(f"u{each}").reshape(-1, columns, ROWS)
-    to = out[: padded(len(values), 2) * ROWS * padded(columns, wide) * each].view(f"u{each}").reshape(-1, padded(columns, wide) // wide, 2, ROWS, wide)
+    to = (
+        out[: padded(len(values), 2) * ROWS * padded(columns, wide) * each]
+        .view(f"u{each}")
+        .reshape(-1, padded(columns, wide) // wide, 2, ROWS, wide)
+    )
     for tiles, piece in _pieces(values, columns * each):
         whole = np.pad(piece, ((0, 0), (0, 0), (0, -columns % wide), (0, 0)))
         to[tiles] = whole.reshape(len(piece), 2, -1, wide, ROWS).transpose(0, 2, 1, 4, 3)

@@ -44,15 +44,29 @@ def packed(format: str, values: Array) -> tuple[PackedTensor, Array]:
     return tensor, out
 
 
-def quantized(x: Array, room: int) -> Array:
-    """x f32 [T, K] as records, in a buffer with room for so many tokens."""
+def quantize_here(x: Array, room: int) -> Array:
+    """The kernel's records of x f32 [T, K], in a buffer with room for so many tokens."""
     tokens, columns = x.shape
     wide = np.full((tokens, columns + 3), np.nan, F)
     wide[:, 1 : columns + 1] = x
     codes = np.full(room * quantize.row_bytes(columns), 0xA5, np.uint8)
-    kernel, grid, block = quantize.launch(min(room, tokens + 1), columns)
+    kernel, grid, block = quantize.launch(tokens + 1, columns)
     start(Launch(kernel, grid, block, (np.array([tokens], np.int32), 0, wide.reshape(-1), 1, wide.shape[1], columns, codes)))
     return codes
+
+
+def quantized(x: Array, room: int) -> Array:
+    """The same records, made by NumPy."""
+    codes, scales, sums = activations(x)
+    chunks = -(-scales.shape[1] // 8)
+    records = np.full((room, chunks, quantize.RECORD), 0xA5, np.uint8)
+
+    def part(numbers: Array) -> Array:
+        padded = np.pad(numbers, ((0, 0), (0, chunks * 8 - numbers.shape[1]), *[(0, 0)] * (numbers.ndim - 2)))
+        return padded.reshape(len(x), chunks, -1).view(np.uint8)
+
+    records[: len(x)] = np.concatenate([part(codes.astype(np.int8)), part(scales), part(sums)], -1)
+    return records.reshape(-1)
 
 
 def activations(x: Array) -> tuple[Array, Array, Array]:
@@ -66,14 +80,14 @@ def activations(x: Array) -> tuple[Array, Array, Array]:
     return codes, scales, codes.sum(-1).astype(F) * scales
 
 
-
 def product(tensor: PackedTensor, x: Array) -> Array:
     """f32 [T, N] in the kernels' order: segments of whole chunks, groups (columns) ascending, then segments ascending."""
     rows, columns = tensor.shape
     total = np.zeros((len(x), rows), F)
     if tensor.format in FLOATS:
         values, width = formats.get(tensor.format).unpack(tensor.data, rows, columns), 4 if tensor.format == "f32" else 8
-        length = -(-(-(-columns // width)) // decode.SEGMENTS) * width
+        units = -(-columns // width)
+        length = -(-units // decode.SEGMENTS) * width
         for begin in range(0, columns, length):
             acc = np.zeros_like(total)
             for k in range(begin, min(begin + length, columns)):
@@ -101,9 +115,7 @@ def product(tensor: PackedTensor, x: Array) -> Array:
     return total
 
 
-def multiply(
-    tensor: PackedTensor, data: Array, x: Array, tokens: int, bias: Array | None = None, before: Array | None = None
-) -> Array:
+def multiply(tensor: PackedTensor, data: Array, x: Array, tokens: int, bias: Array | None = None, before: Array | None = None) -> Array:
     rows, columns = tensor.shape
     out = np.full((len(x), rows + 5), np.nan, F)
     if before is not None:
@@ -169,7 +181,7 @@ def test_activations_are_quantized_as_on_the_cpu() -> None:
     for tokens, columns in ((1, 1), (3, 257), (2, 320)):
         x = (rng.standard_normal((tokens, columns)) * 10.0 ** rng.integers(-9, 9, (tokens, 1))).astype(F)
         x[0, :32] = 0
-        records = quantized(x, 4).reshape(4, -1, quantize.RECORD)
+        records = quantize_here(x, 4).reshape(4, -1, quantize.RECORD)
         codes, scales, sums = activations(x)
         groups = scales.shape[1]
         got = records[:tokens, :, :256].view(np.int8).reshape(tokens, -1, 32)
@@ -186,7 +198,7 @@ def test_tiny_groups_are_zero_and_what_is_no_number_is_seen() -> None:
     x[0, :8] = [127, 0.5, 1.5, 2.5, -0.5, -1.5, -2.5, -127]
     x[0, 32:34] = [1e-38, -3e-37]  # 127 / 3e-37 is beyond f32
     x[0, 64:66], x[0, 96:98] = [np.nan, 1], [np.inf, 1]
-    record = quantized(x, 1)
+    record = quantize_here(x, 1)
     assert record[:8].view(np.int8).tolist() == [127, 0, 2, 2, 0, -2, -2, -127]
     assert not record[32:256].any()
     scales = record[quantize.SCALES :][:16].view(F)
@@ -199,13 +211,16 @@ def test_tiny_groups_are_zero_and_what_is_no_number_is_seen() -> None:
 @pytest.mark.parametrize("format", INTEGERS + FLOATS)
 def test_products_have_the_same_bits_for_one_token_and_many(format: str) -> None:
     rng = np.random.default_rng(3)
-    for rows, columns, most in ((5, 40, 3), (33, 300, prompt.TOKENS + 1)):
+    many = prompt.TOKENS + 1 if format in ("int4", "int4_offset", "int8", "f16") else 2  # the others share their kernels
+    for rows, columns, most in ((5, 40, 3), (33, 300, many)):
         tensor, data = packed(format, rng.standard_normal((rows, columns)).astype(F))
         x = rng.standard_normal((most, columns)).astype(F)
         x[-1, :33] = 0
         expected = product(tensor, x)
         for tokens in sorted({1, most}):
-            np.testing.assert_array_equal(multiply(tensor, data, x[:tokens], tokens), expected[:tokens], err_msg=f"{rows} {columns} {tokens}")
+            np.testing.assert_array_equal(
+                multiply(tensor, data, x[:tokens], tokens), expected[:tokens], err_msg=f"{rows} {columns} {tokens}"
+            )
 
 
 @pytest.mark.parametrize("format", ["int4", "int8", "f16"])
@@ -260,7 +275,13 @@ def test_experts(format: str) -> None:
     def run(tensor: PackedTensor, data: Array, per_row: int, rows_in: Array, bias: Array) -> Array:
         own = weights.place(format, *tensor.shape[-2:])
         out = np.full((tokens * chosen + 1, own.rows), np.nan, F)
-        source: Any = quantized(rows_in, len(rows_in)) if integer else (rows_in.reshape(-1), 0, rows_in.shape[1])
+        source: Any = rows_in.reshape(-1), 0, rows_in.shape[1]
+        if integer:
+            records = np.full(len(rows_in) * quantize.row_bytes(rows_in.shape[1]), 0xA5, np.uint8)
+            each = len(rows_in) // tokens
+            start(experts.quantize_rows(tokens, each, step, source, rows_in.shape[1], records))
+            np.testing.assert_array_equal(records, quantized(rows_in, len(rows_in)))
+            source = records
         to = out.reshape(-1), 0, own.rows
         start(experts.linear(format, own, tokens + 1, chosen, per_row, step, data, source, (ids, 1, chosen), to, bias.reshape(-1)))
         assert np.isnan(out[-1]).all()

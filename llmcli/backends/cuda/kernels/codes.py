@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels.platform import device, load4, permute, shared16, load8
+from llmcli.backends.cuda.kernels.platform import device, load4, load8, permute, shared16
 from llmcli.formats import format as formats
 
 IDENTITY = np.int32(0x32103210)

@@ -1,8 +1,9 @@
 """Mixtures of experts: each chosen expert's matrices for its token, and their sum.
 
 A choice is one token's one expert: T * chosen of them. `up` and `down` are decode.py's or floats.py's routed kernels, a block for each
-choice and 32 rows, which read the matrices of chosen experts only; experts that several tokens chose are found in the L2 cache. Between them
-`activate`, behind them `combine`, which adds a token's experts in ascending id. A choice's arithmetic is that of a product with one token.
+choice and 32 rows, which read the matrices of chosen experts only; experts that several tokens chose are found in the L2 cache.
+Between them `activate`, behind them `combine`, which adds a token's experts in ascending id. A choice's arithmetic is that of a product
+with one token.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import functools
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels import codes, decode, floats
+from llmcli.backends.cuda.kernels import codes, decode, floats, quantize
 from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, fma, kernel, product
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.weights import FLOAT_BYTES
@@ -68,10 +69,17 @@ def activate(function, gated, tokens, chosen, step, inner, size, limit, shift):
     return Launch(activation(function, gated, bool(limit)), grid, BLOCK, (step, chosen, *inner, size, limit, shift))
 
 
+def quantize_rows(tokens, chosen, step, x, columns, codes):
+    """One launch that quantizes the operand x, a row for each choice, to codes u8 (quantize.py)."""
+    _, grid, block = quantize.launch(tokens * chosen, columns)
+    return Launch(quantize.quantize_choices, grid, block, (step, chosen, *x, columns, codes))
+
+
 @kernel
 def combine_rows(step, chosen, said, said_start, said_stride, ids, ids_start, ids_stride, weights, weights_start, weights_stride,
                  out, out_start, out_stride, columns):  # fmt: skip
-    """out[t] = sum of weights[t, i] * said[t * chosen + i], by ascending ids[t, i], one fma each from 0. Reads 4 * chosen bytes a column."""
+    """out[t] = sum of weights[t, i] * said[t * chosen + i], by ascending ids[t, i], one fma each from 0. Reads 4 * chosen bytes a
+    column."""
     token = cuda.blockIdx.y
     column = cuda.blockIdx.x * BLOCK + cuda.threadIdx.x
     if token >= step[0] or column >= columns:

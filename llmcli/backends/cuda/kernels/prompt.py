@@ -105,7 +105,10 @@ def integers(kind):
                 upper, lower = half_to_float(load2(weights, scales + at)), half_to_float(load2(weights, scales + at + 128))
                 upper_offset, lower_offset = upper, lower
                 if shifted:
-                    upper_offset, lower_offset = half_to_float(load2(weights, offsets + at)), half_to_float(load2(weights, offsets + at + 128))
+                    upper_offset, lower_offset = (
+                        half_to_float(load2(weights, offsets + at)),
+                        half_to_float(load2(weights, offsets + at + 128)),
+                    )
                 start = chunk % 2 * half + group * 8 + g * stride + q * 2
                 own = chunk % 2 * half + 64 + group + q * 2 * stride
                 for n in range(TILES):

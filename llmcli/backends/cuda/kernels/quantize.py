@@ -55,18 +55,32 @@ def quantize_group(x, codes, record, group, lane):
         store4(codes, record + SUMS + group * 4, float_bits(product(F(total), scale)))
 
 
-@kernel
-def quantize(step, count, x, x_start, x_stride, columns, codes):
-    """Rows 0 .. step[count] of x to records. Grid (chunks, tokens), 256 threads."""
-    chunk, token = cuda.blockIdx.x, cuda.blockIdx.y
-    if token >= step[count]:
-        return
+@device
+def quantize_row(x, at, columns, codes, row):
+    """The block's chunk of one row of x, whose first column is x[at]."""
+    chunk = cuda.blockIdx.x
     group, lane = cuda.threadIdx.x // 32, cuda.threadIdx.x % 32
     column = chunk * 256 + cuda.threadIdx.x
     value = NOTHING
     if column < columns:
-        value = x[x_start + token * x_stride + column]
-    quantize_group(value, codes, (token * cuda.gridDim.x + chunk) * RECORD, group, lane)
+        value = x[at + column]
+    quantize_group(value, codes, (row * cuda.gridDim.x + chunk) * RECORD, group, lane)
+
+
+@kernel
+def quantize(step, count, x, x_start, x_stride, columns, codes):
+    """Rows 0 .. step[count] of x to records. Grid (chunks, tokens), 256 threads."""
+    row = cuda.blockIdx.y
+    if row < step[count]:
+        quantize_row(x, x_start + row * x_stride, columns, codes, row)
+
+
+@kernel
+def quantize_choices(step, chosen, x, x_start, x_stride, columns, codes):
+    """The same for `chosen` rows of each token (experts.py)."""
+    row = cuda.blockIdx.y
+    if row < step[0] * chosen:
+        quantize_row(x, x_start + row * x_stride, columns, codes, row)
 
 
 def row_bytes(columns):
