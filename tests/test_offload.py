@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -85,15 +86,18 @@ class Gpu:
 
     def __init__(self, fails: Iterator[bool]) -> None:
         self.fails = fails
+        self.loaded: list[weakref.ref[Stored]] = []
 
     supports = staticmethod(cpu.supports)
 
     def load(self, plan: Any, weights: Any, cache: KVCache, *rest: Any, device: int) -> Any:
         self.fail()
+        assert not any(ref() for ref in self.loaded if device == 0), "what was there before still takes memory"
         own = KVCache(cache.layers, cache.blocks, cache.dtype)
         layers = tuple(sorted({op.params["layer"] for op in plan.ops if op.kind == "cache_write"}))
         found = Stored(self, cpu.load(plan, weights, own, *rest), own, layers)
         cache.keep_in(found)
+        self.loaded.append(weakref.ref(found))
         return found
 
     def fail(self) -> None:
@@ -105,7 +109,11 @@ class Stored:
     """A runner and its layers' store."""
 
     def __init__(self, gpu: Gpu, inner: Any, own: KVCache, layers: tuple[int, ...]) -> None:
-        self.gpu, self.inner, self.own, self.layers, self.store = gpu, inner, own, layers, self
+        self.gpu, self.inner, self.own, self.layers = gpu, inner, own, layers
+
+    @property
+    def store(self) -> Stored:
+        return self
 
     def run(self, batch: Batch) -> Result:
         self.gpu.fail()

@@ -71,9 +71,10 @@ class PartedRunner:
             try:
                 return self._through(batch)
             except OutOfMemory as error:
-                self._fewer(error)
-                while not self._loaded():
-                    pass
+                full = _alone(error)
+            self._fewer(full)
+            while not self._loaded():
+                pass
 
     def stop(self) -> None:
         self._stopped.set()
@@ -103,13 +104,14 @@ class PartedRunner:
         try:
             for share, plan in zip(self.placement, plans, strict=True):
                 self._parts.append(self._part(share, plan))
+            return True
         except OutOfMemory as error:
-            self._fewer(error)
-            return False
+            full = _alone(error)
         except BaseException:
             self._close_parts()
             raise
-        return True
+        self._fewer(full)
+        return False
 
     def _part(self, share: Share, plan: Plan) -> Part:
         name, _, number = share.device.partition(":")
@@ -137,3 +139,9 @@ class PartedRunner:
         for part in self._parts:
             part.runner.close()
         self._parts = []
+
+
+def _alone(error: OutOfMemory) -> OutOfMemory:
+    """The error without the frames that it came through: they would keep a GPU's arrays, whose memory is needed now."""
+    error.__cause__ = error.__context__ = None
+    return error.with_traceback(None)

@@ -45,13 +45,21 @@ def load(
 ) -> CudaRunner:
     """A Runner on GPU number `device`, which was found usable (device.py). most_tokens: what is computed at once, longer steps are cut.
     Raises OutOfMemory, DeviceError."""
-    return CudaRunner(plan, weights, cache, most_tokens, device)
+    return CudaRunner(plan, weights, cache, most_tokens, device, notify)
 
 
 class CudaRunner:
     """See backends.backend.Runner."""
 
-    def __init__(self, plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, most_tokens: int, device: int) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        weights: Mapping[str, PackedTensor],
+        cache: KVCache,
+        most_tokens: int,
+        device: int,
+        notify: Notify | None,
+    ) -> None:
         self.plan, self.cache = plan, cache
         self._memory, self._most = Memory(device), most_tokens
         formats = {name: weights[name].format for name in plan.weights}
@@ -63,6 +71,8 @@ class CudaRunner:
             self._lowering = Lowering(plan, ops, weights, self.store, self._buffers, self._memory)
             self._memory.uploaded()
         cache.keep_in(self.store)
+        if notify is not None and not SIMULATED:
+            notify("compiling kernels for the GPU, which takes some seconds each time")
         self._steps: dict[tuple[int, int], Step] = {}
         self._stopped = threading.Event()
 
@@ -78,6 +88,11 @@ class CudaRunner:
 
         taps = {name: np.concatenate([part.taps[name] for part in parts]) for name in parts[0].taps}
         return Result(whole("logits"), whole("top_ids"), whole("top_logits"), whole("logsumexp"), whole("entropy"), taps)
+
+    @property
+    def recorded(self) -> int:
+        """How many kinds of steps are started with one call."""
+        return sum(step.recorded for step in self._steps.values())
 
     def stop(self) -> None:
         self._stopped.set()
@@ -160,6 +175,10 @@ class Step:
         self._memory, self._work = memory, work
         self._started = 0
         self._replay: Callable[[], None] | None = None
+
+    @property
+    def recorded(self) -> bool:
+        return self._replay is not None
 
     def __call__(self) -> None:
         self._started += 1
