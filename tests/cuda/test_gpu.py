@@ -17,7 +17,8 @@ from llmcli.offload.place import Share
 pytestmark = pytest.mark.gpu
 
 CONTEXT, TOKENS = 700, 600
-CASES = [(name, weights, kv) for name in SPECS for weights, kv in (("int4", "f16"), ("int8", "f16"), ("int4_offset", "f32"), ("f16", "f32"))]
+STORED = (("int4", "f16"), ("int8", "f16"), ("int4_offset", "f32"), ("f16", "f32"))
+CASES = [(name, weights, kv) for name in SPECS for weights, kv in STORED]
 SAME_TOP, MEAN = 0.995, 0.02
 """Least share of positions with the CPU's likeliest token; largest mean distance of log-probabilities (nats)."""
 
