@@ -35,9 +35,11 @@ OURS: dict[str, set[str]] = {
     "sampling": {"errors"},
     "backends.backend": {"errors", "ops", "plan", "formats", "kv"},
     "backends.fuse": {"plan"},
+    "backends.files": {"backends.backend"},
+    "backends.build": {"errors"},
     "backends.reference": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend"},
-    "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse"},
-    "backends.cuda": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse"},
+    "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse", "backends.files", "backends.build"},
+    "backends.cuda": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse", "backends.files", "backends.build"},
     "offload": {"errors", "plan", "kv", "formats", "backends.backend", "backends.cuda.device"},
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends", "offload"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},
@@ -121,8 +123,8 @@ THEIRS: dict[str, set[str]] = {
         "benchmark",
     },
     "llvmlite": {"backends.cpu", "backends.cuda.kernels.ptx"},
-    "numba": {"backends.cpu.kernels", "backends.cpu.compile", "backends.cuda.kernels", "backends.cuda.memory"},
-    "cuda": {"backends.cuda.graph"},
+    "numba": {"backends.cpu.kernels", "backends.cpu.compile", "backends.cuda.kernels", "backends.cuda.compile", "backends.cuda.memory"},
+    "cuda": {"backends.cuda.compile"},
 }
 
 

@@ -7,15 +7,12 @@ compiled in other processes (build.py), because importing Numba takes longer tha
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import importlib.util
 import os
 import re
-import stat
 import threading
-import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
@@ -23,12 +20,12 @@ import llvmlite
 import llvmlite.binding as llvm
 
 from llmcli import places
+from llmcli.backends import files
 from llmcli.backends.backend import Notify
 from llmcli.backends.cpu import target
 from llmcli.errors import InternalError
 
 MAGIC = b"llmobj1\n"
-CHECK_BYTES = 32
 SHARED_SOURCES = ("records.py", "target.py", "tiles.py")
 """What kernels import besides each other."""
 
@@ -64,7 +61,7 @@ def ready(key: Key, notify: Notify | None = None) -> int | None:
     """The address of a kernel that need not be compiled for it, else None."""
     with _lock:
         if key not in _addresses:
-            codes = _kept(_folder(lambda text: None), [key], notify or _warn)
+            codes = _kept(_folder(lambda text: None), [key], notify or files.warn)
             if not codes:
                 return None
             _link(codes)
@@ -140,7 +137,7 @@ def symbol(key: Key) -> str:
 
 def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) -> dict[Key, bytes]:
     """The object code of each kernel, from disk or compiled."""
-    warn = notify or _warn
+    warn = notify or files.warn
     folder = _folder(warn)
     codes = _kept(folder, keys, warn)
     if len(codes) == len(keys):
@@ -150,7 +147,7 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
     if notify:
         count = len(keys) - len(codes)
         notify(f"compiling {count} kernel{'' if count == 1 else 's'} for this computer; this happens once and takes some seconds")
-    with _alone(folder):
+    with files.alone(folder):
         # Whoever comes second finds what the first has compiled.
         codes |= _kept(folder, [key for key in keys if key not in codes], warn)
         missing = {key: symbol(key) for key in keys if key not in codes}
@@ -158,35 +155,19 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
             if progress:
                 progress(key[0], done + 1, len(missing))
             codes[key] = code
-            if folder and not _write(folder, key, code, warn):
+            if folder and not files.write(_path(folder, key), MAGIC, symbol(key), code, warn):
                 folder = None
     return codes
 
 
 def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
     """The object code of those kernels that are in the folder."""
-    found = {key: _read(folder, key, warn) for key in keys} if folder else {}
+    found = {key: files.read(_path(folder, key), MAGIC, symbol(key), warn) for key in keys} if folder else {}
     return {key: code for key, code in found.items() if code}
 
 
 def _folder(warn: Notify) -> Path | None:
-    """The folder of kept objects, or None where what lies in it could be somebody else's code."""
-    for folder in (places.kernels(), places.kernels() / maker()):
-        try:
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            found = folder.stat()
-        except OSError as error:
-            warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
-            return None
-        if _foreign(found):
-            warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
-            return None
-    return folder
-
-
-def _foreign(folder: os.stat_result) -> bool:
-    """Whether others could write there."""
-    return not stat.S_ISDIR(folder.st_mode) or folder.st_uid not in (0, os.geteuid()) or bool(folder.st_mode & 0o022)
+    return files.folder((places.kernels(), places.kernels() / maker()), warn)
 
 
 def kept(keys: Iterable[Key]) -> tuple[int, str]:
@@ -194,7 +175,7 @@ def kept(keys: Iterable[Key]) -> tuple[int, str]:
     folder = places.kernels() / maker()
     for place in (places.kernels(), folder):
         try:
-            if _foreign(place.stat()):
+            if files.foreign(place.stat()):
                 return 0, f"others could write in {place}"
         except FileNotFoundError:
             return 0, ""
@@ -205,61 +186,3 @@ def kept(keys: Iterable[Key]) -> tuple[int, str]:
 
 def _path(folder: Path, key: Key) -> Path:
     return folder / "-".join([key[0], *map(str, key[1]), digest(key) + ".o"])
-
-
-def _check(key: Key, code: bytes) -> bytes:
-    """A checksum that ties the code to its key: one kernel's file under another's name is damage too."""
-    return hashlib.blake2b(symbol(key).encode() + code, digest_size=CHECK_BYTES).digest()
-
-
-def _read(folder: Path, key: Key, warn: Notify) -> bytes | None:
-    """The kept object, or None. A damaged one is deleted."""
-    path = _path(folder, key)
-    try:
-        data = path.read_bytes()
-    except OSError:
-        return None
-    head = len(MAGIC) + CHECK_BYTES
-    code = data[head:]
-    if data[:head] == MAGIC + _check(key, code):
-        return code
-    warn(f"compiled kernel {path.name} is damaged; compiling it again")
-    with contextlib.suppress(OSError):
-        path.unlink()
-    return None
-
-
-def _write(folder: Path, key: Key, code: bytes, warn: Notify) -> bool:
-    """Keeps an object, whole or not at all. Says whether it could."""
-    path = _path(folder, key)
-    part = folder / f".part-{os.getpid()}-{path.name}"
-    try:
-        part.write_bytes(MAGIC + _check(key, code) + code)
-        part.replace(path)
-        return True
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        warn(f"compiled kernels cannot be kept, so they are compiled again each time: {error}")
-        return False
-
-
-@contextlib.contextmanager
-def _alone(folder: Path | None) -> Iterator[None]:
-    """One process compiles into a folder at a time. Where locks do not work, several do the same work: no harm."""
-    file = None
-    if folder:
-        with contextlib.suppress(OSError, ImportError):
-            import fcntl
-
-            file = open(folder / ".lock", "wb")
-            fcntl.flock(file, fcntl.LOCK_EX)
-    try:
-        yield
-    finally:
-        if file:
-            file.close()
-
-
-def _warn(text: str) -> None:
-    warnings.warn(text, RuntimeWarning, stacklevel=2)

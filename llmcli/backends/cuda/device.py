@@ -80,20 +80,24 @@ class Driver:
             self._call("cuDeviceGetAttribute", ctypes.byref(value), ctypes.c_int(attribute), device)
         return Gpu(number, name.value.decode("utf-8", "replace"), (major.value, minor.value), size.value)
 
-    def _call(self, name: str, *arguments: Any) -> None:
+    def function(self, name: str) -> Any:
+        """One of the library's functions. Raises DeviceError."""
         function = getattr(self._library, name, None)
         if function is None:
             raise DeviceError("the NVIDIA driver is too old", f"{LIBRARY} lacks {name}", f"Update it, {CPU}")
-        code = function(*arguments)
+        return function
+
+    def _call(self, name: str, *arguments: Any) -> None:
+        code = self.function(name)(*arguments)
         if code == SUCCESS:
             return
         if code == NO_DEVICE:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             why = "the driver finds none" + (f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else "")
             raise DeviceError("no NVIDIA GPU", why, f"Check nvidia-smi (a container needs --gpus all), {CPU}")
-        raise DeviceError("the NVIDIA driver does not work", f"{name}: {self._text(code)}", f"Check nvidia-smi, {CPU}")
+        raise DeviceError("the NVIDIA driver does not work", f"{name}: {self.text(code)}", f"Check nvidia-smi, {CPU}")
 
-    def _text(self, code: int) -> str:
+    def text(self, code: int) -> str:
         """The driver's own name for an error."""
         text = ctypes.c_char_p()
         function = getattr(self._library, "cuGetErrorName", None)

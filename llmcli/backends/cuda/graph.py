@@ -6,46 +6,43 @@ they run. What a graph may not contain, or a driver that cannot record: `capture
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
-from typing import Any
 
-from llmcli.errors import DeviceError
+from llmcli.backends.cuda import driver
+from llmcli.backends.cuda.driver import SUCCESS, Failure, Stream
+
+RELAXED = 2
+"""While recording: what other threads do with the GPU meanwhile is none of our business."""
 
 
-def capture(stream: Any, work: Callable[[], None]) -> Callable[[], None] | None:
-    """Records what `work` starts on numba's stream, which must be idle, and must have been done once before, so that all kernels are
-    compiled and loaded. Returns what starts it again; None where that cannot be recorded (nothing has been done then)."""
-    from cuda.bindings import driver
-
-    handle = driver.CUstream(int(stream))
-    # relaxed: what other threads do with the GPU meanwhile is none of our business
-    if _code(driver.cuStreamBeginCapture(handle, driver.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)):
+def capture(stream: Stream, work: Callable[[], None]) -> Graph | None:
+    """Records what `work` starts on the stream, which must be idle, and must have been done once before, so that all kernels are loaded.
+    Returns what starts it again; None where that cannot be recorded (nothing has been done then)."""
+    if driver.code("cuStreamBeginCapture_v2", stream.handle, RELAXED) != SUCCESS:
         return None
+    graph, executable = ctypes.c_void_p(), ctypes.c_void_p()
+    done = False
     try:
         work()
-    except Exception:
-        driver.cuStreamEndCapture(handle)
+        done = True
+    except Failure:
         return None
-    code, graph = driver.cuStreamEndCapture(handle)
-    if int(code) or graph is None:
-        return None
-    code, executable = driver.cuGraphInstantiate(graph, 0)
-    driver.cuGraphDestroy(graph)
-    return None if int(code) else _Graph(driver, executable, handle)
+    finally:
+        ended = driver.code("cuStreamEndCapture", stream.handle, ctypes.byref(graph))
+        if graph.value:
+            if done and ended == SUCCESS:
+                driver.code("cuGraphInstantiateWithFlags", ctypes.byref(executable), graph, 0)
+            driver.code("cuGraphDestroy", graph)
+    return Graph(stream, executable.value) if executable.value else None
 
 
-class _Graph:
-    def __init__(self, driver: Any, executable: Any, handle: Any) -> None:
-        self._driver, self._executable, self._handle = driver, executable, handle
+class Graph:
+    """What was recorded. A call starts it; raises driver.Failure."""
+
+    def __init__(self, stream: Stream, handle: int) -> None:
+        self._stream, self._handle = stream, handle
+        stream.gpu.release_after(self, "cuGraphExecDestroy", handle)
 
     def __call__(self) -> None:
-        code = _code(self._driver.cuGraphLaunch(self._executable, self._handle))
-        if code:
-            raise DeviceError("the GPU failed", f"cuGraphLaunch: error {code}", "Try again, or use --device cpu")
-
-    def __del__(self) -> None:
-        self._driver.cuGraphExecDestroy(self._executable)
-
-
-def _code(result: tuple[Any, ...]) -> int:
-    return int(result[0])
+        driver.call("cuGraphLaunch", self._handle, self._stream.handle)

@@ -11,23 +11,20 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import cuda as numba_cuda
-from numba.cuda.cudadrv.driver import CudaAPIError
 
+from llmcli.backends.cuda import driver
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.errors import DeviceError, OutOfMemory
 
 STAGE = 16 << 20
 """Bytes of a page-locked buffer for uploads."""
 OUT_OF_MEMORY = 2
-if not SIMULATED:
-    from numba.cuda.core import config
+cuda: Any = driver
+if SIMULATED:
+    from numba import cuda
 
-    config.CUDA_LOW_OCCUPANCY_WARNINGS = 0  # a step of one token has small grids, and every user would read of them
-
-cuda: Any = numba_cuda
 Array = Any
-"""A flat array on the GPU (numba's DeviceNDArray)."""
+"""A flat array on the GPU: driver.Array, or the simulator's."""
 
 
 @contextmanager
@@ -35,12 +32,10 @@ def failures(device: int) -> Iterator[None]:
     """Errors of the driver become ours: OutOfMemory, or DeviceError where the GPU or its driver fails."""
     try:
         yield
-    except CudaAPIError as error:
-        code, text = (*error.args, "", "")[:2]
+    except driver.Failure as error:
+        code, text = error.args
         if code == OUT_OF_MEMORY:
-            raise OutOfMemory(
-                f"GPU {device} is out of memory", str(text), "Use fewer layers there (--gpu-layers) or --device cpu"
-            ) from error
+            raise OutOfMemory(f"GPU {device} is out of memory", text, "Use fewer layers there (--gpu-layers) or --device cpu") from error
         raise DeviceError(
             f"GPU {device} failed", f"{text} ({code})", "Try again; nvidia-smi and the system's log say more; or use --device cpu"
         ) from error

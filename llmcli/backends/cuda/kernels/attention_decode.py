@@ -10,8 +10,6 @@ written and read again by `merge`, which for a group of 4 heads in f16 is 12% mo
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import (
@@ -29,7 +27,7 @@ from llmcli.backends.cuda.kernels.attention import (
 )
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
-from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, product
+from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, made, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -52,7 +50,7 @@ def batch(count, most):
     return max(n for n in range(1, max(most, 1) + 1) if count % n == 0)
 
 
-@functools.cache
+@made
 def decode(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)

@@ -10,14 +10,12 @@ Rows of several sequences: one after the other, each with the whole block; what 
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
-from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, made, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OWNERS, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -32,7 +30,7 @@ def rows_of_warp(head_size):
     return 2 if SIMULATED else 8 if head_size <= 128 else 4
 
 
-@functools.cache
+@made
 def prompt(head_size, dtype, group):
     """The kernel for query heads in groups of `group` to a kv head."""
     layout = HeadLayout(head_size, dtype)

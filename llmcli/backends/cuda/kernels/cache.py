@@ -12,7 +12,6 @@ of bytes. Beyond a sequence's length lies what an earlier owner left, NaN perhap
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -28,6 +27,7 @@ from llmcli.backends.cuda.kernels.platform import (
     float_to_half,
     kernel,
     lane_max,
+    made,
     nearest,
     product,
 )
@@ -121,7 +121,7 @@ def as_float(x):
 STORED = {"f16": as_half, "f32": as_float}
 
 
-@functools.cache
+@made
 def write(head_size: int, dtype: str):
     """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
     parts that the L2 cache puts together."""
@@ -156,7 +156,7 @@ def write(head_size: int, dtype: str):
     return cache_write
 
 
-@functools.cache
+@made
 def write_codes(head_size: int):
     """The same for int8, with the same arguments: a warp takes one head's key and value."""
     layout = HeadLayout(head_size, "int8")

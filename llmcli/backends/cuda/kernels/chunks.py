@@ -1,19 +1,12 @@
 """The KV cache's chunks of 16 bytes: 16 codes, 8 f16 or 4 f32. Loaded into local arrays of words, then made floats: loops over both are of
 constant length, so that the compiler keeps them in registers.
-
-shared_floats(floats, at): four f32 of a shared array that has alignment=16, at a multiple of 4.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, bits_float, cuda, device, fma, half_to_float, load16, product
-
-if SIMULATED:
-    from llmcli.backends.cuda.kernels.twins import shared_floats
-else:
-    from llmcli.backends.cuda.kernels.ptx import shared_floats
+from llmcli.backends.cuda.kernels.platform import WARP, bits_float, cuda, device, fma, half_to_float, load16, product, shared_floats
 
 F = np.float32
 HALF, LOW, SIGN = np.int32(16), np.int32(0xFFFF), np.int32(24)

@@ -12,8 +12,6 @@ for each warp at any time. `routed` kernels take each row's matrix from `ids`, a
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels.codes import GROUP_BYTES, ROW
@@ -30,6 +28,7 @@ from llmcli.backends.cuda.kernels.platform import (
     kernel,
     load4,
     load16,
+    made,
     product,
     shared16,
 )
@@ -139,7 +138,7 @@ def finish_segments(height):
     return merge
 
 
-@functools.cache
+@made
 def integers(kind, height, routed=False):
     """The kernel for `height` tokens of an integer kind. Grid (tiles of 32 rows, blocks of tokens), a warp for each segment.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.mathematics import exp, normal_distribution, sigmoid, tanh
-from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, device, fma, kernel, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, device, fma, kernel, made, product
 
 F = np.float32
 BLOCK = 256 if not SIMULATED else 32
@@ -83,6 +83,7 @@ def multiply(a, b, value):
     return product(a, b)
 
 
+@made
 def then_multiply(activation):
     """activation(a) * b: a gated block's inner product."""
 
@@ -93,6 +94,7 @@ def then_multiply(activation):
     return fused
 
 
+@made
 def rows(function):
     """The kernel that applies `function` along rows. outputs: 0 for T rows, 1 for R."""
 

@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels import codes
@@ -17,6 +15,7 @@ from llmcli.backends.cuda.kernels.platform import (
     kernel,
     load2,
     load4,
+    made,
     permute,
     product,
 )
@@ -47,7 +46,7 @@ def int8_code(weights, at, row, in_group, t0, t1, t2, t3):
 CODE = {"int4": int4_code, "int8": int8_code}
 
 
-@functools.cache
+@made
 def integers(kind):
     """The kernel of an integer kind: code * scale (+ offset). Grid: tokens."""
     code, size, shifted = CODE[kind.removesuffix("_offset")], codes.GROUP_BYTES[kind.removesuffix("_offset")], kind.endswith("_offset")
@@ -91,7 +90,7 @@ def bf16_at(weights, number):
 VALUE = {"f32": f32_at, "f16": f16_at, "bf16": bf16_at}
 
 
-@functools.cache
+@made
 def floats(format):
     """The kernel of a float format."""
     value_at, width = VALUE[format], 16 // FLOAT_BYTES[format]

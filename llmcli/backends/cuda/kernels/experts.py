@@ -8,12 +8,10 @@ with one token.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels import codes, decode, floats, quantize
-from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, fma, kernel, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, fma, kernel, made, product
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.weights import FLOAT_BYTES
 
@@ -37,7 +35,7 @@ def linear(format, place, tokens, chosen, per_row, step, weights, x, ids, out, b
     return Launch(decode.integers(codes.kind(format), 1, True), grid, 32 * decode.segments(place.chunks), args)
 
 
-@functools.cache
+@made
 def activation(function, gated, limited):
     """The kernel: inner[c] = act(inner[c]) * (inner[c + size] + shift), or act(inner[c]). function(a, b, value): a device function.
     limited: gates stay below the limit, the others between -limit and limit. Reads 8 bytes a column, writes 4."""

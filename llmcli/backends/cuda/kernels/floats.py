@@ -6,12 +6,10 @@ fma each. Each block computes up to eight tokens, for which it reads its weights
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels.decode import HEIGHTS, SEGMENTS, finish_segments
-from llmcli.backends.cuda.kernels.platform import bits_float, cuda, device, fma, half_to_float, kernel, load16
+from llmcli.backends.cuda.kernels.platform import bits_float, cuda, device, fma, half_to_float, kernel, load16, made
 from llmcli.backends.cuda.weights import FLOAT_BYTES
 
 F = np.float32
@@ -42,7 +40,7 @@ def bf16_values(p0, p1, p2, p3):
 VALUES = {"f32": f32_values, "f16": f16_values, "bf16": bf16_values}
 
 
-@functools.cache
+@made
 def floats(format, height, routed=False):
     """The kernel for `height` tokens; arguments as of decode.integers, with x an operand. Grid (tiles of 32 rows, blocks of tokens)."""
     values, width, merge = VALUES[format], 16 // FLOAT_BYTES[format], finish_segments(height)

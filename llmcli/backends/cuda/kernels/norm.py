@@ -12,7 +12,7 @@ import math
 import numpy as np
 
 from llmcli.backends.cuda.kernels.faults import report
-from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, device, fma, kernel, lane_sum, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, device, fma, kernel, lane_sum, made, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OUTPUTS
 from llmcli.backends.cuda.kernels.sums import block_sum
 
@@ -57,6 +57,7 @@ def token_of(step, outputs, row):
     return step[HEADER + OUTPUTS * step[MOST] + row] if outputs else row
 
 
+@made
 def rows(centred):
     """A block normalises a row. weight, bias: f32 [columns], or anything where has_... is 0."""
 
@@ -81,6 +82,7 @@ def rows(centred):
     return norm_rows
 
 
+@made
 def segments(centred):
     """A warp normalises a head: `heads` of `columns` each in a row; weight_step: from one head's weight to the next, or 0."""
 

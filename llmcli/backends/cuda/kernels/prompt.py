@@ -12,8 +12,6 @@ lane, 2.75 to unpack int4, three loads from shared memory.
 
 from __future__ import annotations
 
-import functools
-
 import numpy as np
 
 from llmcli.backends.cuda.kernels.codes import CODES, GROUP_BYTES, PACKED
@@ -30,6 +28,7 @@ from llmcli.backends.cuda.kernels.platform import (
     half_to_float,
     kernel_of,
     load2,
+    made,
     mma_s8,
     product,
     shared4,
@@ -55,7 +54,7 @@ def stage(buffer, to, x, first, record, x_stride, stride, pieces):
         copy16(buffer, to + token * stride + piece * 4, x, (first + token) * x_stride + record + piece * 16)
 
 
-@functools.cache
+@made
 def integers(kind):
     """The kernel of an integer kind. Grid (blocks of TOKENS tokens, blocks of 16 * WARPS rows), 32 * WARPS threads.
 

@@ -6,6 +6,8 @@ effects. Copies and waits are volatile, in the order in which they are written.
 
 from __future__ import annotations
 
+import functools
+
 from llvmlite import ir
 from numba import cuda, types
 from numba.core import cgutils
@@ -17,6 +19,9 @@ i32, i64, f32 = types.int32, types.int64, types.float32
 EVERY_LANE = 0xFFFFFFFF
 
 kernel = cuda.jit
+
+
+made = functools.cache
 
 
 def kernel_of(registers):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.mathematics import cosine_sine
-from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, kernel, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, kernel, made, product
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 
 F = np.float32
@@ -19,6 +19,7 @@ EACH = 4
 """Heads of a thread."""
 
 
+@made
 def rows(interleaved):
     """pairs: the first columns of each head that are turned, by two; (i, i + pairs), or (2 i, 2 i + 1) where interleaved."""
 

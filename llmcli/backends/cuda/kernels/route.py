@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.mathematics import exp
-from llmcli.backends.cuda.kernels.platform import WARP, cuda, device, kernel, lane_max, lane_sum, product
+from llmcli.backends.cuda.kernels.platform import WARP, cuda, device, kernel, lane_max, lane_sum, made, product
 
 F = np.float32
 INFINITY, MINUS_INFINITY, ZERO = F(np.inf), F(-np.inf), F(0)
@@ -24,6 +24,7 @@ def logit(logits, at):
     return x if x == x else MINUS_INFINITY
 
 
+@made
 def rows(over_all):
     """The kernel: softmax over all experts before the choice, or over the chosen."""
 

@@ -6,6 +6,7 @@ Asynchronous copies are carried out when they are waited for, no earlier: so a m
 
 from __future__ import annotations
 
+import functools
 import struct
 import sys
 import threading
@@ -16,6 +17,9 @@ from numba import cuda as simulator
 from numba.cuda.simulator import kernel as simulated
 
 kernel = simulator.jit
+
+
+made = functools.cache
 
 
 def kernel_of(registers):

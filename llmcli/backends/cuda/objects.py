@@ -1,0 +1,120 @@
+"""Kernels as cubins (a GPU's object code): kept on disk, checked, and compiled by other processes where they are missing.
+
+As with the CPU's objects, a file's name has a digest of all that makes its code, so nothing is ever out of date.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import threading
+from collections.abc import Callable, Iterable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from llmcli import places
+from llmcli.backends import build, files
+from llmcli.backends.backend import Notify
+
+MAGIC = b"llmcubin1\n"
+ENTRY = b"llm_kernel"
+"""The name of the only kernel in a cubin."""
+FOLDER = "cuda"
+PROCESSES = 8
+COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
+SOURCES = ("kernels/*.py", "compile.py", "weights.py")
+"""What makes code besides them; of weights.py, layouts."""
+SLOW = ("attention_prompt", "top", "attention_decode", "decode", "prompt")
+"""Modules whose kernels take longest to compile."""
+
+Reference = tuple[str, tuple[Any, ...] | None]
+"""A kernel's name (kernels/named.py)."""
+Key = tuple[Reference, str]
+"""A kernel, and the types of its arguments (driver.signature)."""
+Progress = Callable[[str, int, int], None]
+"""(kernel that was just compiled, how many were, of how many)."""
+
+_lock = threading.Lock()
+
+
+def load(
+    keys: Iterable[Key], capability: tuple[int, int], notify: Notify | None = None, progress: Progress | None = None
+) -> dict[Key, bytes]:
+    """The cubin of each kernel for GPUs of this compute capability. Compiles what is not kept yet.
+
+    notify hears, in a line each, that kernels are being compiled, of damaged ones, and of a folder that cannot be used; without it the last
+    two are warnings. Raises InternalError when a kernel does not compile, ResourceError when no compiler can be started."""
+    wanted, warn = list(dict.fromkeys(keys)), notify or files.warn
+    if not wanted:
+        return {}
+    with _lock:
+        folder = files.folder((places.kernels(), places.kernels() / FOLDER, places.kernels() / FOLDER / maker(capability)), warn)
+        found = _kept(folder, wanted, warn)
+        if len(found) == len(wanted):
+            return found
+        count = len(wanted) - len(found)
+        if notify:
+            what = f"{count} kernel{'' if count == 1 else 's'} for the GPU"
+            notify(f"compiling {what}; this happens once and takes {'some seconds' if count < 10 else 'up to a minute'}")
+        with files.alone(folder):
+            # Whoever comes second finds what the first has compiled.
+            found |= _kept(folder, [key for key in wanted if key not in found], warn)
+            missing = sorted((key for key in wanted if key not in found), key=_effort)
+            requests = {key: (name(key), [*key, capability]) for key in missing}
+            for done, (key, code) in enumerate(build.compiled("llmcli.backends.cuda.compile", requests, PROCESSES)):
+                if progress:
+                    progress(name(key), done + 1, len(missing))
+                found[key] = code
+                if folder and not files.write(path(folder, key), MAGIC, repr(key), code, warn):
+                    folder = None
+    return found
+
+
+def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
+    codes = {key: files.read(path(folder, key), MAGIC, repr(key), warn) for key in keys} if folder else {}
+    return {key: code for key, code in codes.items() if code}
+
+
+def name(key: Key) -> str:
+    """What a kernel is called where people read it, such as decode.integers-int4-1-False."""
+    return _text(key[0])
+
+
+def _text(reference: Reference) -> str:
+    parameters = reference[1] or ()
+    return "-".join([reference[0], *(_text(p) if isinstance(p, tuple) else str(p) for p in parameters)])
+
+
+def path(folder: Path, key: Key) -> Path:
+    """The file of a kernel."""
+    return folder / f"{name(key)}-{hashlib.blake2b(repr(key).encode(), digest_size=8).hexdigest()}.cubin"
+
+
+def _effort(key: Key) -> int:
+    module = key[0][0].partition(".")[0]
+    return SLOW.index(module) if module in SLOW else len(SLOW)
+
+
+def maker(capability: tuple[int, int]) -> str:
+    """Names the folder of this version's kernels for such GPUs."""
+    return hashlib.blake2b(repr((capability, _compilers(), _sources())).encode(), digest_size=8).hexdigest()
+
+
+@cache
+def _compilers() -> tuple[str, ...]:
+    def version(package: str) -> str:
+        try:
+            return importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            return ""
+
+    return tuple(version(package) for package in COMPILERS)
+
+
+@cache
+def _sources() -> str:
+    here, found = Path(__file__).parent, hashlib.blake2b()
+    for source in sorted(path for pattern in SOURCES for path in here.glob(pattern)):
+        found.update(source.name.encode() + b"\0" + source.read_bytes())
+    return found.hexdigest()
