@@ -7,14 +7,19 @@ import os
 import struct
 import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import llvmlite.binding as llvm
 import pytest
 
-from llmcli.backends.cpu import host, images, kept, target
+from llmcli.backends.cpu import build, host, images, kept, objects, target
 from llmcli.backends.cpu.kernels import link
+from llmcli.cli.stats import Stats
 from llmcli.errors import ResourceError
+from llmcli.sampling.settings import Settings
 
 PROGRAM = """
 @table = internal constant [4 x double] [double 1.5, double 2.5, double 3.5, double 4.5]
@@ -33,7 +38,7 @@ define double @llm_sum(i64 %n, i8* %to, i8* %from) uwtable {
 PI = struct.pack("<Q", 0x400921FB54442D18)
 
 
-def compiled(program: str, triple: str, cpu: str = "", relocation: str = "pic", model: str = "small") -> bytes:
+def compiled_program(program: str, triple: str, cpu: str = "", relocation: str = "pic", model: str = "small") -> bytes:
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     module = llvm.parse_assembly(program)
@@ -42,7 +47,7 @@ def compiled(program: str, triple: str, cpu: str = "", relocation: str = "pic", 
 
 
 def test_an_image_runs_where_it_is_placed() -> None:
-    image = link.image(compiled(PROGRAM, llvm.get_process_triple()), "llm_sum")
+    image = link.image(compiled_program(PROGRAM, llvm.get_process_triple()), "llm_sum")
     addresses = images.placed([image, image])
     assert len(set(addresses)) == 2
     for address in addresses:
@@ -53,7 +58,7 @@ def test_an_image_runs_where_it_is_placed() -> None:
 
 
 def test_placed_code_cannot_be_written() -> None:
-    images.placed([link.image(compiled(PROGRAM, llvm.get_process_triple()), "llm_sum")])
+    images.placed([link.image(compiled_program(PROGRAM, llvm.get_process_triple()), "llm_sum")])
     base = ctypes.addressof(ctypes.c_char.from_buffer(images._placed[-1]))
     (line,) = [x for x in Path("/proc/self/maps").read_text().splitlines() if int(x.partition("-")[0], 16) <= base < _end(x)]
     assert line.split()[1] == "r-xp"
@@ -69,7 +74,7 @@ def test_a_system_that_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
             ctypes.set_errno(13)
             return -1
 
-    image = link.image(compiled(PROGRAM, llvm.get_process_triple()), "llm_sum")
+    image = link.image(compiled_program(PROGRAM, llvm.get_process_triple()), "llm_sum")
     images._functions()
     monkeypatch.setattr(images, "_library", lambda: Forbidding())
     with pytest.raises(ResourceError, match="compiled kernels cannot run: the system forbids it \\(Permission denied\\)"):
@@ -78,7 +83,7 @@ def test_a_system_that_forbids_it(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_an_image_for_arm() -> None:
     """What the code means is computed from its instructions, as the CPU would."""
-    image = link.image(compiled(PROGRAM, "aarch64-unknown-linux-gnu", "neoverse-n1"), "llm_sum")
+    image = link.image(compiled_program(PROGRAM, "aarch64-unknown-linux-gnu", "neoverse-n1"), "llm_sum")
     assert int.from_bytes(image[:8], "little") >= images.HEAD
     words = [struct.unpack_from("<I", image, at)[0] for at in range(0, len(image) - 3, 4)]
     meant, called = set(), set()
@@ -104,11 +109,11 @@ def _signed(value: int, width: int) -> int:
 def test_what_is_not_linked() -> None:
     triple = "x86_64-unknown-linux-gnu"
     with pytest.raises(RuntimeError, match="llm_sum calls cosine"):
-        link.image(compiled(PROGRAM.replace("sched_yield", "cosine"), triple), "llm_sum")
+        link.image(compiled_program(PROGRAM.replace("sched_yield", "cosine"), triple), "llm_sum")
     with pytest.raises(RuntimeError, match="llm_sum has memory of its own"):
-        link.image(compiled(PROGRAM.replace("internal constant", "internal global"), triple), "llm_sum")
+        link.image(compiled_program(PROGRAM.replace("internal constant", "internal global"), triple), "llm_sum")
     with pytest.raises(RuntimeError, match="relocation 1 of machine 62 is not known"):
-        link.image(compiled(PROGRAM, triple, relocation="static", model="large"), "llm_sum")
+        link.image(compiled_program(PROGRAM, triple, relocation="static", model="large"), "llm_sum")
     with pytest.raises(RuntimeError, match="llm_sum is not a 64-bit ELF object"):
         link.image(b"\xcf\xfa\xed\xfe" + bytes(100), "llm_sum")
 
@@ -147,6 +152,28 @@ def test_another_cpu_is_another_file(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert names[0] == names[1] and len(set(names)) == 3
     description.write_text("nothing that is known: 1\n")
     assert host.current() == ""
+
+
+def test_compiling_is_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def compiled(symbols: dict[objects.Key, str]) -> Iterator[tuple[objects.Key, bytes]]:
+        for key, symbol in symbols.items():
+            time.sleep(0.05)
+            yield key, link.image(compiled_for_this(symbol), symbol)
+
+    def compiled_for_this(symbol: str) -> bytes:
+        return compiled_program(PROGRAM.replace("llm_sum", symbol), llvm.get_process_triple())
+
+    monkeypatch.setenv("LLMCLI_KERNELS", str(tmp_path))
+    monkeypatch.setattr(build, "compiled", compiled)
+    before = objects.compile_seconds()
+    first = objects.load([("made.up", ())], notify=lambda line: None)
+    took = objects.compile_seconds() - before
+    assert took >= 0.05
+    assert objects.load([("made.up", ())]) == first and objects.compile_seconds() - before == took
+    engine = SimpleNamespace(name="tiny:int8", memory_bytes=0, load_seconds=0.25, compile_seconds=7.91)
+    assert "load        0.250 s\ncompile     7.9 s, once on this machine\n" in Stats(engine, 1).lines(Settings())  # type: ignore[arg-type]
+    engine.compile_seconds = 0.0
+    assert "compile" not in Stats(engine, 1).lines(Settings())  # type: ignore[arg-type]
 
 
 def test_what_is_kept_is_told_from_what_is_damaged(tmp_path: Path) -> None:

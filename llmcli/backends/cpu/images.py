@@ -1,8 +1,8 @@
 """Compiled kernels in this process's memory. An image (kernels/link.py makes it) runs wherever it lies, so nothing is linked here.
 
-    0    u64      where the kernel's function begins, counted from here
-    8    u64 [5]  the addresses of FUNCTIONS, filled in here
-    64   code and constants
+0    u64      where the kernel's function begins, counted from here
+8    u64 [5]  the addresses of FUNCTIONS, filled in here
+64   code and constants
 """
 
 from __future__ import annotations

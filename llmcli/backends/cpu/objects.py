@@ -12,6 +12,7 @@ import hashlib
 import os
 import re
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
@@ -20,7 +21,6 @@ from pathlib import Path
 from llmcli import places
 from llmcli.backends.backend import Notify
 from llmcli.backends.cpu import host, images, kept, target
-from llmcli.errors import InternalError
 
 SHARED_SOURCES = ("images.py", "records.py", "target.py", "tiles.py")
 """What kernels import besides each other."""
@@ -39,6 +39,8 @@ _FILE = re.compile(r"(\.part-\d+-)?[a-z0-9_]+\.[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]
 
 _lock = threading.Lock()
 _addresses: dict[Key, int] = {}
+_compiling: list[float] = []
+"""Seconds that each round of compiling took."""
 
 
 def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress | None = None) -> dict[Key, int]:
@@ -64,6 +66,11 @@ def ready(key: Key, notify: Notify | None = None) -> int | None:
                 return None
             _link(codes)
         return _addresses[key]
+
+
+def compile_seconds() -> float:
+    """How long this process has waited for kernels to be compiled."""
+    return sum(_compiling)
 
 
 def digest(key: Key) -> str:
@@ -130,6 +137,7 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
     if notify:
         count = len(keys) - len(codes)
         notify(f"compiling {count} kernel{'' if count == 1 else 's'} for this computer; this happens once and takes some seconds")
+    start = time.perf_counter()
     with _alone(folder):
         # Whoever comes second finds what the first has compiled.
         codes |= _kept(folder, [key for key in keys if key not in codes], warn)
@@ -140,6 +148,7 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
             codes[key] = code
             if folder and not _write(folder, key, code, warn):
                 folder = None
+    _compiling.append(time.perf_counter() - start)
     return codes
 
 

@@ -34,6 +34,4 @@ def image(function: Callable[[int, int, int], None], symbol: str) -> bytes:
 def _machine() -> llvm.TargetMachine:
     """The machine that Numba compiles for, but with code that may lie anywhere."""
     triple = llvm.Target.from_triple(llvm.get_process_triple())
-    return triple.create_target_machine(
-        cpu=target.name(), features=target.features_text(), opt=3, reloc="pic", codemodel="small", jit=True
-    )
+    return triple.create_target_machine(cpu=target.name(), features=target.features_text(), opt=3, reloc="pic", codemodel="small", jit=True)
