@@ -1,6 +1,6 @@
 """What LLVM says of this CPU, without LLVM: its answer is kept beside the kernels, for each CPU and version of llvmlite.
 
-A run from kept kernels therefore never loads LLVM, which takes some 40 ms and 60 MB. The CPU is recognized by the system's description.
+A run from kept kernels therefore never loads LLVM, which takes some 40 ms and 53 MB. The CPU is recognized by the system's description.
 """
 
 from __future__ import annotations
