@@ -72,7 +72,6 @@ class Terminated(BaseException):
 def command() -> NoReturn:
     """The whole process: `main`, and then its end, without taking everything apart that the system takes back anyway: a tokenizer's
     vocabulary alone is a hundred thousand strings."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy would start threads for products that kernels compute
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
