@@ -1,4 +1,4 @@
-"""What a step launches is what kernels take: every launch of models that have every operation, compiled to PTX with the types of its arguments."""
+"""What a step launches is what kernels take: models with every operation, each launch compiled to PTX with the types of its arguments."""
 
 from __future__ import annotations
 

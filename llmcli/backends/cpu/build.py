@@ -11,7 +11,7 @@ PROCESSES = 2
 
 
 def compiled(symbols: Mapping[Key, str]) -> Iterator[tuple[Key, bytes]]:
-    """Yields (key, object code) of each kernel as it is ready. symbols: the name of each one's function. Raises as build.compiled does."""
+    """Yields (key, image) of each kernel as it is ready. symbols: the name of each one's function. Raises as build.compiled does."""
     ordered = sorted(symbols, key=_effort, reverse=True)
     requests: dict[Key, tuple[str, object]] = {key: (f"{key[0]} {key[1]}", [key[0], key[1], symbols[key]]) for key in ordered}
     return build.compiled("llmcli.backends.cpu.compile", requests, PROCESSES)

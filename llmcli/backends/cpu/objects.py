@@ -1,4 +1,4 @@
-"""Kernels as object code: kept on disk, checked, and linked into this process by llvmlite alone.
+"""Kernels as object code that is already linked (images.py): kept on disk, checked, and placed in this process.
 
 A sub-folder is named by a digest of what makes code (CPU, compiler, kernel sources) and a file in it also by the kernel,
 so nothing is ever out of date, and what is of no use any more (`stale`) is seen from names alone. What is missing is
@@ -8,25 +8,20 @@ compiled in other processes (build.py), because importing Numba takes longer tha
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import os
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from llmcli import places
-from llmcli.backends import files
+from llmcli.backends import kept
 from llmcli.backends.backend import Notify
-from llmcli.backends.cpu import target
-from llmcli.errors import InternalError
+from llmcli.backends.cpu import host, images, target
 
-MAGIC = b"llmobj1\n"
-SHARED_SOURCES = ("records.py", "target.py", "tiles.py")
+SHARED_SOURCES = ("images.py", "records.py", "target.py", "tiles.py")
 """What kernels import besides each other."""
 
 Key = tuple[str, tuple[int | str, ...]]
@@ -36,11 +31,15 @@ Progress = Callable[[str, int, int], None]
 
 MAKER_BYTES = 8
 """Bytes of the digest that names a sub-folder."""
+_CPU = re.compile(r"cpu-[0-9a-f]{32}")
+"""The names of host.py's files."""
 _FILE = re.compile(r"(\.part-\d+-)?[a-z0-9_]+\.[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{32}\.o")
 """The names of objects; older versions kept them without sub-folders."""
 
 _lock = threading.Lock()
 _addresses: dict[Key, int] = {}
+_compiling: list[float] = []
+"""Seconds that each round of compiling took."""
 
 
 def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress | None = None) -> dict[Key, int]:
@@ -61,11 +60,16 @@ def ready(key: Key, notify: Notify | None = None) -> int | None:
     """The address of a kernel that need not be compiled for it, else None."""
     with _lock:
         if key not in _addresses:
-            codes = _kept(_folder(lambda text: None), [key], notify or files.warn)
+            codes = _kept(_folder(lambda text: None), [key], notify or kept.warn)
             if not codes:
                 return None
             _link(codes)
         return _addresses[key]
+
+
+def compile_seconds() -> float:
+    """How long this process has waited for kernels to be compiled."""
+    return sum(_compiling)
 
 
 def digest(key: Key) -> str:
@@ -79,7 +83,7 @@ def _maker() -> tuple[str, ...]:
     sources = hashlib.blake2b()
     for path in sorted([*(here / "kernels").glob("*.py"), *(here / name for name in SHARED_SOURCES)]):
         sources.update(path.name.encode() + b"\0" + path.read_bytes())
-    return target.name(), target.features_text(), llvmlite.__version__, _numba(), sources.hexdigest()
+    return target.name(), target.features_text(), host.version("llvmlite"), host.version("numba"), sources.hexdigest()
 
 
 def maker() -> str:
@@ -102,32 +106,17 @@ def stale() -> list[Path]:
         Path(entry.path)
         for entry in entries
         if (entry.is_dir(follow_symlinks=False) and ours.fullmatch(entry.name) and entry.name != maker())
-        or (entry.is_file(follow_symlinks=False) and (entry.name == ".lock" or _FILE.fullmatch(entry.name)))
+        or (entry.is_file(follow_symlinks=False) and _outdated(entry.name))
     ]
 
 
-def _numba() -> str:
-    """What tells versions of Numba apart, without importing it or the slow importlib.metadata."""
-    spec = importlib.util.find_spec("numba")
-    if spec is None or spec.origin is None:
-        raise InternalError("numba is not installed", todo="Install llmcli again")
-    return Path(spec.origin).with_name("_version.py").read_text()
+def _outdated(name: str) -> bool:
+    """Whether a file beside the sub-folders is of no use to this version on this CPU."""
+    return name == ".lock" or bool(_FILE.fullmatch(name)) or (bool(_CPU.fullmatch(name)) and name != host.current())
 
 
 def _link(codes: dict[Key, bytes]) -> None:
-    engine = _engine()
-    for code in codes.values():
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    for key in codes:
-        _addresses[key] = engine.get_function_address(symbol(key))
-
-
-@cache
-def _engine() -> llvm.ExecutionEngine:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine(jit=True))
+    _addresses.update(zip(codes, images.placed(list(codes.values())), strict=True))
 
 
 def symbol(key: Key) -> str:
@@ -137,7 +126,7 @@ def symbol(key: Key) -> str:
 
 def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) -> dict[Key, bytes]:
     """The object code of each kernel, from disk or compiled."""
-    warn = notify or files.warn
+    warn = notify or kept.warn
     folder = _folder(warn)
     codes = _kept(folder, keys, warn)
     if len(codes) == len(keys):
@@ -147,7 +136,8 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
     if notify:
         count = len(keys) - len(codes)
         notify(f"compiling {count} kernel{'' if count == 1 else 's'} for this computer; this happens once and takes some seconds")
-    with files.alone(folder):
+    start = time.perf_counter()
+    with kept.alone(folder):
         # Whoever comes second finds what the first has compiled.
         codes |= _kept(folder, [key for key in keys if key not in codes], warn)
         missing = {key: symbol(key) for key in keys if key not in codes}
@@ -155,27 +145,32 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
             if progress:
                 progress(key[0], done + 1, len(missing))
             codes[key] = code
-            if folder and not files.write(_path(folder, key), MAGIC, symbol(key), code, warn):
+            if folder and not kept.keep_kernel(_path(folder, key), symbol(key), code, warn):
                 folder = None
+    _compiling.append(time.perf_counter() - start)
     return codes
 
 
 def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
     """The object code of those kernels that are in the folder."""
-    found = {key: files.read(_path(folder, key), MAGIC, symbol(key), warn) for key in keys} if folder else {}
+    found = {key: kept.kernel(_path(folder, key), symbol(key), warn) for key in keys} if folder else {}
     return {key: code for key, code in found.items() if code}
 
 
 def _folder(warn: Notify) -> Path | None:
-    return files.folder((places.kernels(), places.kernels() / maker()), warn)
+    """The folder of kept objects, or None where what lies in it could be somebody else's code."""
+    folder = kept.folder((places.kernels(), places.kernels() / maker()), warn)
+    if folder is not None:
+        host.keep()
+    return folder
 
 
-def kept(keys: Iterable[Key]) -> tuple[int, str]:
+def count_kept(keys: Iterable[Key]) -> tuple[int, str]:
     """How many of these kernels have an object (not opened here), and why the folder of objects is not used, or ''. Writes nothing."""
     folder = places.kernels() / maker()
     for place in (places.kernels(), folder):
         try:
-            if files.foreign(place.stat()):
+            if kept.foreign(place.stat()):
                 return 0, f"others could write in {place}"
         except FileNotFoundError:
             return 0, ""

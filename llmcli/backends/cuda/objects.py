@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmcli import places
-from llmcli.backends import build, files
+from llmcli.backends import build, kept
 from llmcli.backends.backend import Notify
 
-MAGIC = b"llmcubin1\n"
 ENTRY = b"llm_kernel"
 """The name of the only kernel in a cubin."""
 FOLDER = "cuda"
@@ -45,11 +44,11 @@ def load(
 
     notify hears, in a line each, that kernels are being compiled, of damaged ones, and of a folder that cannot be used; without it the last
     two are warnings. Raises InternalError when a kernel does not compile, ResourceError when no compiler can be started."""
-    wanted, warn = list(dict.fromkeys(keys)), notify or files.warn
+    wanted, warn = list(dict.fromkeys(keys)), notify or kept.warn
     if not wanted:
         return {}
     with _lock:
-        folder = files.folder((places.kernels(), places.kernels() / FOLDER, places.kernels() / FOLDER / maker(capability)), warn)
+        folder = kept.folder((places.kernels(), places.kernels() / FOLDER, places.kernels() / FOLDER / maker(capability)), warn)
         found = _kept(folder, wanted, warn)
         if len(found) == len(wanted):
             return found
@@ -57,7 +56,7 @@ def load(
         if notify:
             what = f"{count} kernel{'' if count == 1 else 's'} for the GPU"
             notify(f"compiling {what}; this happens once and takes {'some seconds' if count < 10 else 'up to a minute'}")
-        with files.alone(folder):
+        with kept.alone(folder):
             # Whoever comes second finds what the first has compiled.
             found |= _kept(folder, [key for key in wanted if key not in found], warn)
             missing = sorted((key for key in wanted if key not in found), key=_effort)
@@ -66,13 +65,13 @@ def load(
                 if progress:
                     progress(name(key), done + 1, len(missing))
                 found[key] = code
-                if folder and not files.write(path(folder, key), MAGIC, repr(key), code, warn):
+                if folder and not kept.keep_kernel(path(folder, key), repr(key), code, warn):
                     folder = None
     return found
 
 
 def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
-    codes = {key: files.read(path(folder, key), MAGIC, repr(key), warn) for key in keys} if folder else {}
+    codes = {key: kept.kernel(path(folder, key), repr(key), warn) for key in keys} if folder else {}
     return {key: code for key, code in codes.items() if code}
 
 
