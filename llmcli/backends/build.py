@@ -35,7 +35,7 @@ def compiled(module: str, requests: Mapping[Key, tuple[str, object]], processes:
         waiting.put(key)
     done: queue.SimpleQueue[tuple[Key, bytes | Exception]] = queue.SimpleQueue()
 
-    def feed(compiler: _Compiler) -> None:
+    def feed(compiler: Compiler) -> None:
         """Hands kernels to one process until none waits."""
         while True:
             try:
@@ -50,7 +50,7 @@ def compiled(module: str, requests: Mapping[Key, tuple[str, object]], processes:
 
     with contextlib.ExitStack() as stack:
         for _ in range(min(processes, len(requests), os.cpu_count() or 1)):
-            compiler = stack.enter_context(_Compiler(module))
+            compiler = stack.enter_context(Compiler(module))
             threading.Thread(target=feed, args=(compiler,), daemon=True).start()
         for _ in requests:
             key, code = done.get()
@@ -59,7 +59,7 @@ def compiled(module: str, requests: Mapping[Key, tuple[str, object]], processes:
             yield key, code
 
 
-class _Compiler:
+class Compiler:
     """One compiler process. As a context manager it ends the process, whatever that is doing."""
 
     def __init__(self, module: str) -> None:
@@ -75,7 +75,7 @@ class _Compiler:
             self.errors.close()
             raise ResourceError("cannot start the kernel compiler", str(error)) from error
 
-    def __enter__(self) -> _Compiler:
+    def __enter__(self) -> Compiler:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import re
 import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import pytest
+from llmcli.backends import build
 
 ARCHITECTURES = ((8, 0), (9, 0))
 REGISTERS, SHARED_BYTES = 65536, 48 * 1024
@@ -27,14 +28,16 @@ class Usage:
     shared: int
 
 
-def ptx(kernel: Any, signature: tuple[Any, ...], architecture: tuple[int, int], patch: pytest.MonkeyPatch) -> str:
-    """The PTX of a kernel. Device functions ask for the GPU that they are compiled for: they are told of one."""
-    from numba import cuda
-    from numba.cuda import dispatcher
+def ptx(kernel: Any, signature: str, architecture: tuple[int, int]) -> str:
+    """The PTX of a kernel, from the compiler process. signature: as of driver.signature."""
+    return _compiler().compile(str(kernel.reference), [kernel.reference, signature, architecture]).decode()
 
-    patch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=architecture))
-    found, _ = cuda.compile(kernel.py_func, signature, cc=architecture, output="ptx", device=False, abi="numba")
-    return str(found)
+
+@functools.cache
+def _compiler() -> build.Compiler:
+    made = build.Compiler("tests.cuda.assembling")
+    atexit.register(made.__exit__)
+    return made
 
 
 def assembler() -> str | None:

@@ -1,7 +1,4 @@
-"""Kernels of matrix products compile to PTX, and assemble without spills, for sm_80 and sm_90. Needs the extra `cuda`, and no GPU.
-
-A device function is compiled for the current device: here that is a stand-in of the wanted compute capability.
-"""
+"""Kernels of matrix products compile to PTX, and assemble without spills, for sm_80 and sm_90. Needs the extra `cuda`, and no GPU."""
 
 from __future__ import annotations
 
@@ -10,7 +7,6 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,20 +15,11 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("nvidia") is None:
     pytest.skip("kernels are not compiled to PTX: the extra `cuda` is not installed", allow_module_level=True)
 
-from numba import cuda, types  # noqa: E402
-from numba.cuda import dispatcher  # noqa: E402
+from compiling import ptx  # noqa: E402
 
-from llmcli.backends.cuda import weights  # noqa: E402
-from llmcli.backends.cuda.kernels import embed, experts, linear, prompt, quantize  # noqa: E402
-from llmcli.backends.cuda.kernels.platform import device  # noqa: E402
+from llmcli.backends.cuda import driver, weights  # noqa: E402
+from llmcli.backends.cuda.kernels import elementwise, embed, experts, linear, prompt, quantize  # noqa: E402
 from llmcli.backends.cuda.launch import Launch  # noqa: E402
-
-ARRAYS = {np.dtype(np.uint8): types.uint8, np.dtype(np.int32): types.int32, np.dtype(np.float32): types.float32}
-
-
-@device
-def relu(a, b, value):  # type: ignore[no-untyped-def]
-    return max(a, np.float32(0))
 
 
 def launches() -> Iterator[tuple[str, Launch]]:
@@ -50,16 +37,11 @@ def launches() -> Iterator[tuple[str, Launch]]:
     kernel, grid, block = quantize.launch(1, 256)
     yield "quantize", Launch(kernel, grid, block, (step, 0, *operand, 256, u8))
     yield "quantize choices", experts.quantize_rows(1, 2, step, operand, 256, u8)
-    yield "activate", experts.activate(relu, True, 1, 2, step, operand, 64, 7.0, 1.0)
+    yield "activate", experts.activate(elementwise.relu, True, 1, 2, step, operand, 64, 7.0, 1.0)
     yield "combine", experts.combine(1, 2, step, operand, ids, operand, operand, 64)
 
 
 LAUNCHES = dict(launches())
-
-
-def signature(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    kinds = {int: types.int64, float: types.float64}
-    return tuple(ARRAYS[arg.dtype][::1] if isinstance(arg, np.ndarray) else kinds[type(arg)] for arg in args)
 
 
 def assembler() -> Path | None:
@@ -72,19 +54,18 @@ def assembler() -> Path | None:
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
 @pytest.mark.parametrize("name", LAUNCHES)
-def test_kernels_compile(name: str, capability: tuple[int, int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(dispatcher, "get_current_device", lambda: SimpleNamespace(compute_capability=capability))
+def test_kernels_compile(name: str, capability: tuple[int, int], tmp_path: Path) -> None:
     launch = LAUNCHES[name]
-    ptx, _ = cuda.compile(launch.kernel.py_func, signature(launch.args), cc=capability, output="ptx", device=False, abi="numba")
+    code = ptx(launch.kernel, driver.signature(launch.args), capability)
     is_prompt = name.endswith(" 64")
-    assert ("mma.sync.aligned.m16n8k32" in ptx) == is_prompt
+    assert ("mma.sync.aligned.m16n8k32" in code) == is_prompt
     if name.startswith("linear int") and not is_prompt:
-        assert "dp4a" in ptx and "cp.async.cg" in ptx and ".local" not in ptx
+        assert "dp4a" in code and "cp.async.cg" in code and ".local" not in code
     program = assembler()
     if program is None:
         return
     source, target = tmp_path / "kernel.ptx", "sm_{}{}".format(*capability)
-    source.write_text(ptx)
+    source.write_text(code)
     command = [str(program), "-v", f"-arch={target}", str(source), "-o", str(tmp_path / "kernel.cubin")]
     if is_prompt:
         command += ["-maxrregcount", str(prompt.REGISTERS)]

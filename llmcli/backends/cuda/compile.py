@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 import traceback
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -22,14 +23,15 @@ from llmcli.backends.cuda.objects import ENTRY
 HOME = "llmcli.backends.cuda.kernels"
 
 
-def main() -> None:
+def main(answer: Callable[[Any, str, tuple[int, int]], bytes]) -> None:
+    """Answers requests with what this makes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, and it ends us
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may get into the answers
     for line in sys.stdin:
         reference, signature, capability = json.loads(line)
         try:
-            code = cubin(reference, signature, (capability[0], capability[1]))
+            code = answer(reference, signature, (capability[0], capability[1]))
         except Exception:
             traceback.print_exc()
             code = b""
@@ -88,4 +90,4 @@ def _find(reference: Any) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    main(cubin)

@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from llmcli.backends.backend import Notify
 from llmcli.backends.cuda import driver
 from llmcli.backends.cuda.kernels.platform import SIMULATED
+from llmcli.backends.cuda.launch import Launch
 from llmcli.errors import DeviceError, OutOfMemory
 
 STAGE = 16 << 20
@@ -46,7 +48,8 @@ class Memory:
 
     def __init__(self, device: int) -> None:
         self.device = device
-        self._context = cuda.gpus[device]
+        with failures(device):
+            self._context = cuda.gpus[device]
         with self.errors():
             self.stream = cuda.stream()
             self._stages: list[npt.NDArray[np.uint8]] = []
@@ -101,3 +104,10 @@ class Memory:
     def constant(self, values: npt.NDArray[Any]) -> Array:
         """A small array on the GPU."""
         return cuda.to_device(np.ascontiguousarray(values), stream=self.stream)
+
+    def prepare(self, launches: Iterable[Launch], notify: Notify | None) -> None:
+        """Gets the kernels of these launches: from where they are kept, or compiled. Raises InternalError, ResourceError."""
+        if not SIMULATED:
+            with self.errors():
+                wanted = ((launch.kernel.reference, driver.signature(launch.args)) for launch in launches)
+                self._context.functions(wanted, notify=notify)

@@ -1,4 +1,4 @@
-"""The CUDA backend: a plan, or a part of one, on an NVIDIA GPU, by kernels that numba-cuda compiles (docs/cuda.md).
+"""The CUDA backend: a plan, or a part of one, on an NVIDIA GPU, by kernels that numba-cuda has compiled (docs/cuda.md).
 
 Weights, activations and the KV cache of its layers are on the GPU; a step's tokens go there, its results come back. The step is
 recorded once for each number of rows (by powers of two) and then started with one call.
@@ -71,8 +71,9 @@ class CudaRunner:
             self._lowering = Lowering(plan, ops, weights, self.store, self._buffers, self._memory)
             self._memory.uploaded()
         cache.keep_in(self.store)
-        if notify is not None and not SIMULATED:
-            notify("compiling kernels for the GPU, which takes some seconds each time")
+        # Kernels differ for few tokens and for more, so that these are all of them.
+        sizes = dict.fromkeys(min(height(most_tokens), rows) for rows in (1, 2, 4, 8, 16))
+        self._memory.prepare((launch for rows in sizes for launch in self._lowering.launches(rows, rows)), notify)
         self._steps: dict[tuple[int, int], Step] = {}
         self._stopped = threading.Event()
 
@@ -169,7 +170,7 @@ class CudaRunner:
 
 
 class Step:
-    """The work of a step: done call by call the first time, which compiles its kernels; then recorded, where that is possible."""
+    """The work of a step: done call by call the first time; then recorded, where that is possible."""
 
     def __init__(self, memory: Memory, work: Callable[[], None]) -> None:
         self._memory, self._work = memory, work
