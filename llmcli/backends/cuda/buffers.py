@@ -64,20 +64,18 @@ class Buffers:
         self._pin("tokens", self.tokens)
         self.grow(1)
 
-    def grow(self, outputs: int) -> bool:
-        """Makes room for so many output rows. Says whether arrays have changed."""
-        if outputs <= self.outputs:
-            return False
-        self.outputs = height(outputs)
-        self._allocate("outputs", self.outputs)
+    def grow(self, outputs: int) -> None:
+        """Makes room for so many output rows, in new arrays."""
+        wanted, self.outputs = height(outputs), 0  # until all of it is there
+        self._allocate("outputs", wanted)
         shapes = {"top_ids": (self.keep, np.int32), "top_values": (self.keep, np.float32), "top_stats": (2, np.float64)}
-        self.results = {name: self.memory.array(self.outputs * width, dtype) for name, (width, dtype) in shapes.items()}
+        self.results = {name: self.memory.array(wanted * width, dtype) for name, (width, dtype) in shapes.items()}
         pieces = top.pieces(self.plan.vocab)
-        self.ranks = self.memory.array(self.outputs * pieces * self.keep, np.int64)
-        self.statistics = self.memory.array(self.outputs * pieces * top.STATISTICS, np.float64)
-        self.host_results = {name: self.memory.pinned(self.outputs * width, dtype) for name, (width, dtype) in shapes.items()}
-        self._pin("outputs", self.outputs)
-        return True
+        self.ranks = self.memory.array(wanted * pieces * self.keep, np.int64)
+        self.statistics = self.memory.array(wanted * pieces * top.STATISTICS, np.float64)
+        self.host_results = {name: self.memory.pinned(wanted * width, dtype) for name, (width, dtype) in shapes.items()}
+        self._pin("outputs", wanted)
+        self.outputs = wanted
 
     def _pin(self, kind: str, rows: int) -> None:
         """Memory here for what goes up and comes back of the buffers of token rows or of output rows."""

@@ -228,7 +228,12 @@ class Stream:
 
 def signature(arguments: Iterable[Any]) -> str:
     """The types of a kernel's arguments, such as "f4 int float": an array of f32, an i64, an f64."""
-    return " ".join(arg.dtype.str[1:] if hasattr(arg, "dtype") else {int: "int", float: "float"}[type(arg)] for arg in arguments)
+    return " ".join(_kind(arg) for arg in arguments)
+
+
+def _kind(arg: Any) -> str:
+    assert not isinstance(arg, bool | np.generic), "numbers are Python's int and float"
+    return "int" if isinstance(arg, int) else "float" if isinstance(arg, float) else arg.dtype.str[1:]
 
 
 def packed(arguments: Iterable[Any]) -> ctypes.Array[Any]:

@@ -111,8 +111,9 @@ class CudaRunner:
         tokens, outputs = stop - start, int(last - first)
         buffers = self._buffers
         with self._memory.errors():
-            if buffers.grow(outputs):
-                self._steps.clear()
+            if outputs > buffers.outputs:
+                self._steps.clear()  # first of all: no recorded step outlives its buffers
+                buffers.grow(outputs)
             shape = height(tokens), height(outputs)
             buffers.fill(batch, start, stop, batch.outputs[first:last] - start, shape[0])
             if shape not in self._steps:
