@@ -233,11 +233,14 @@ def test_an_interrupt_anywhere_leaves_nothing_behind(demo: Engine) -> None:
     try:
         for moment in range(40):
             timer = threading.Timer(seconds * moment / 40, os.kill, (os.getpid(), signal.SIGINT))
-            with pytest.raises(KeyboardInterrupt):
-                timer.start()
-                list(generate(demo, prompt, GREEDY))
-                time.sleep(60)
-            timer.join()
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    timer.start()
+                    list(generate(demo, prompt, GREEDY))
+                    time.sleep(60)
+            finally:
+                timer.cancel()
+                timer.join()
     finally:
         gc.enable()
     assert left() == before
