@@ -23,7 +23,7 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
 
 
 def on_terminal(
-    words: Sequence[str], extra: Mapping[str, str] = {}, interrupt_at: bytes = b"", number: int = signal.SIGINT, seconds: float = 20
+    words: Sequence[str], extra: Mapping[str, str] = {}, interrupt_at: bytes = b"", number: int = signal.SIGINT, seconds: float = 120
 ) -> tuple[int, bytes]:
     """(exit code, all bytes that the terminal got). interrupt_at: send signal `number` once these bytes were shown."""
     master, slave = pty.openpty()
