@@ -79,7 +79,7 @@ class Explorer(App[None]):
     #text { height: auto; max-height: 45%; padding: 0 0 1 0; scrollbar-size: 0 0; }
     Outline { height: 1fr; }
     #name { height: 1; border: none; padding: 0; display: none; }
-    .line { height: 1; }
+    .line { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #keys { text-style: dim; }
     """
     # All of them before the screen's: so keys take effect in the order in which they were pressed, however fast.
