@@ -235,8 +235,10 @@ class Leftover:
 def left_over() -> list[Leftover]:
     """What interrupted work and other versions of llm left in our folders."""
     from llmcli.backends.cpu import objects
+    from llmcli.backends.cuda import objects as cubins
 
-    found = [("unfinished", path) for path in leftovers.unfinished()] + [("kernels", path) for path in objects.stale()]
+    kernels = [*objects.stale(), *cubins.stale()]
+    found = [("unfinished", path) for path in leftovers.unfinished()] + [("kernels", path) for path in kernels]
     return [Leftover(path, kind, leftovers.size(path)) for kind, path in found]
 
 

@@ -44,7 +44,7 @@ OURS: dict[str, set[str]] = {
     "engine": MACHINE | {"plan", "kv", "formats", "models", "weights", "text", "backends", "offload"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},
     "acquire": MACHINE | {"originals", "engine", "plan", "models", "weights", "text"},
-    "library": MACHINE | {"originals", "engine", "plan", "models", "weights", "offload", "backends.cpu.objects"},
+    "library": MACHINE | {"originals", "engine", "plan", "models", "weights", "offload", "backends.cpu.objects", "backends.cuda.objects"},
     "doctor": MACHINE | {"engine", "weights", "backends.cpu", "backends.cuda.device", "backends.fuse"},
     "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
     "generate": {"errors", "engine", "past", "sampling", "text"},

@@ -32,7 +32,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> Iterator[Library]:
     monkeypatch.setattr(device, "driver", lambda: stub)
     monkeypatch.setattr(device, "gpus", lambda: [Gpu(number, "Stub", (9, 0), 1 << 30) for number in range(2)])
     monkeypatch.setattr(driver, "gpus", driver._Gpus())
-    monkeypatch.setattr(objects, "load", lambda keys, capability, **say: {key: b"\x7fELF\0\0\0\0" for key in keys})
+    monkeypatch.setattr(objects, "load", lambda keys, capability, **say: dict.fromkeys(keys, b"\x7fELF\x00\x00\x00\x00"))
     yield found
     gc.collect()
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
+import re
 import threading
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -19,7 +20,8 @@ from llmcli.backends.backend import Notify
 
 ENTRY = b"llm_kernel"
 """The name of the only kernel in a cubin."""
-FOLDER = "cuda"
+PREFIX, MAKER_BYTES = "cuda-", 8
+"""Of a folder's name, which ends with a digest of so many bytes."""
 PROCESSES = 8
 COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
 SOURCES = ("kernels/*.py", "compile.py", "weights.py")
@@ -48,8 +50,8 @@ def load(
     if not wanted:
         return {}
     with _lock:
-        folder = kept.folder((places.kernels(), places.kernels() / FOLDER, places.kernels() / FOLDER / maker(capability)), warn)
-        found = _kept(folder, wanted, warn)
+        folder = kept.folder((places.kernels(), places.kernels() / maker()), warn)
+        found = _kept(folder, wanted, capability, warn)
         if len(found) == len(wanted):
             return found
         count = len(wanted) - len(found)
@@ -58,21 +60,30 @@ def load(
             notify(f"compiling {what}; this happens once and takes {'some seconds' if count < 10 else 'up to a minute'}")
         with kept.alone(folder):
             # Whoever comes second finds what the first has compiled.
-            found |= _kept(folder, [key for key in wanted if key not in found], warn)
+            found |= _kept(folder, [key for key in wanted if key not in found], capability, warn)
             missing = sorted((key for key in wanted if key not in found), key=_effort)
             requests = {key: (name(key), [*key, capability]) for key in missing}
             for done, (key, code) in enumerate(build.compiled("llmcli.backends.cuda.compile", requests, PROCESSES)):
                 if progress:
                     progress(name(key), done + 1, len(missing))
                 found[key] = code
-                if folder and not kept.keep_kernel(path(folder, key), repr(key), code, warn):
+                if folder and not kept.keep_kernel(path(folder, key, capability), identity(key, capability), code, warn):
                     folder = None
     return found
 
 
-def _kept(folder: Path | None, keys: Iterable[Key], warn: Notify) -> dict[Key, bytes]:
-    codes = {key: kept.kernel(path(folder, key), repr(key), warn) for key in keys} if folder else {}
+def _kept(folder: Path | None, keys: Iterable[Key], capability: tuple[int, int], warn: Notify) -> dict[Key, bytes]:
+    codes = {key: kept.kernel(path(folder, key, capability), identity(key, capability), warn) for key in keys} if folder else {}
     return {key: code for key, code in codes.items() if code}
+
+
+def stale() -> list[Path]:
+    """Folders of cubins that other versions made."""
+    folder, ours = places.kernels(), re.compile(rf"{PREFIX}[0-9a-f]{{{2 * MAKER_BYTES}}}")
+    if folder.is_symlink() or not folder.is_dir():
+        return []
+    entries = sorted(folder.iterdir())
+    return [x for x in entries if ours.fullmatch(x.name) and x.name != maker() and x.is_dir() and not x.is_symlink()]
 
 
 def name(key: Key) -> str:
@@ -85,9 +96,15 @@ def _text(reference: Reference) -> str:
     return "-".join([reference[0], *(_text(p) if isinstance(p, tuple) else str(p) for p in parameters)])
 
 
-def path(folder: Path, key: Key) -> Path:
+def identity(key: Key, capability: tuple[int, int]) -> str:
+    """All that tells a kernel's code from others of this version."""
+    return repr((key, capability))
+
+
+def path(folder: Path, key: Key, capability: tuple[int, int]) -> Path:
     """The file of a kernel."""
-    return folder / f"{name(key)}-{hashlib.blake2b(repr(key).encode(), digest_size=8).hexdigest()}.cubin"
+    digest = hashlib.blake2b(identity(key, capability).encode(), digest_size=8).hexdigest()
+    return folder / f"{name(key)}-sm_{capability[0]}{capability[1]}-{digest}.cubin"
 
 
 def _effort(key: Key) -> int:
@@ -95,9 +112,9 @@ def _effort(key: Key) -> int:
     return SLOW.index(module) if module in SLOW else len(SLOW)
 
 
-def maker(capability: tuple[int, int]) -> str:
-    """Names the folder of this version's kernels for such GPUs."""
-    return hashlib.blake2b(repr((capability, _compilers(), _sources())).encode(), digest_size=8).hexdigest()
+def maker() -> str:
+    """Names the folder of this version's kernels."""
+    return PREFIX + hashlib.blake2b(repr((_compilers(), _sources())).encode(), digest_size=MAKER_BYTES).hexdigest()
 
 
 @cache
