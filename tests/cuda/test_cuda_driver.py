@@ -170,7 +170,7 @@ def test_a_clock(library: Library) -> None:
         before.record(memory.stream)
         after.record(memory.stream)
         after.synchronize()
-        assert before.until(after) == 1.5
+        assert before.elapsed_time(after) == 1.5
 
 
 def test_work_is_recorded_once_and_started_often(library: Library) -> None:

@@ -262,7 +262,7 @@ class Event:
         """Waits for it; an event that was never recorded is past."""
         call("cuEventSynchronize", self.handle)
 
-    def until(self, other: Event) -> float:
+    def elapsed_time(self, other: Event) -> float:
         """Milliseconds from here to a later event; both are past."""
         found = c_float()
         call("cuEventElapsedTime", ctypes.byref(found), self.handle, other.handle)
