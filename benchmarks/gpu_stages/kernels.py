@@ -95,7 +95,7 @@ def steps(stage: Stage, shapes: dict[str, Spec], quantization: str, depths: tupl
     for name, spec in shapes.items():
         if not stage.fits(f"operations of {name} {quantization}", 0.1 if stage.dry else 10 * NEEDED):
             return
-        model = Model(spec, quantization, min(spec.context, max(*depths, *prompts) + 256), max((1, *prompts)), stage.dry)
+        model = Model(spec, quantization, min(spec.context, max((*depths, *prompts)) + 256), max((1, *prompts)), stage.dry)
         for depth in depths:
             of_step(stage, model, name, quantization, depth, 1)
         for count in prompts:

@@ -52,7 +52,7 @@ def decode(stage: Stage, model, name: str, quantization: str, depth: int) -> Non
     start = time.perf_counter()
     model.runner.run(Batch.of(text, ids[0]))
     first = time.perf_counter() - start
-    for token in ids[1:3]:
+    for token in ids[1:3] if not stage.dry else ():
         model.runner.run(Batch.of(text, token))
     start = time.perf_counter()
     for token in ids[3:]:
