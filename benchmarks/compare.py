@@ -188,7 +188,9 @@ def prepared(options: argparse.Namespace) -> tuple[str, Path, str, dict[str, str
             gguf_models.requantized(options.gguf, part, options.kind)
         part.replace(path)
     search = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
-    environment = {**os.environ, "LLMCLI_HOME": str(options.work / "home"), "PYTHONPATH": search}
+    # An installed package has its bytecode, as the others' have: without this, a process that may not keep it compiles all modules.
+    own = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    environment = {**own, "LLMCLI_HOME": str(options.work / "home"), "PYTHONPATH": search}
     quant = QUANTS[options.kind]
     if not list((options.work / "home").rglob(f"{title}-{quant}.safetensors")):
         command = [sys.executable, "-m", "llmcli", "import", str(path), "--quant", quant, "--name", title, "-q"]

@@ -1,7 +1,5 @@
 """`python -m llmcli`: the command, also where another program is called llm."""
 
-import sys
+from llmcli.cli.app import command
 
-from llmcli.cli.app import main
-
-sys.exit(main())
+command()

@@ -10,12 +10,15 @@ from __future__ import annotations
 import contextlib
 import functools
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Iterator
 
 _stops: list[Callable[[], None]] = []
 """What to call, of every block that is open."""
+_told = threading.Lock()
+"""Held while a signal is read and passed on."""
 _others = -1
 """The wakeup descriptor that was there before the first of them."""
 
@@ -28,29 +31,44 @@ def stopping(stop: Callable[[], None]) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.set_wakeup_fd(_descriptor(), warn_on_full_buffer=False)
-    _others = _others if before == _descriptor() else before
-    _stops.append(stop)
+    reader, writer = _pipe()
+    before = signal.set_wakeup_fd(writer, warn_on_full_buffer=False)
+    _others = _others if before == writer else before
     try:
+        with _told:
+            _signals(reader)  # one that came before this block, and that the thread is late for, stops nothing in it
+            _stops.append(stop)
         yield
     finally:
-        _stops.remove(stop)
+        if stop in _stops:
+            _stops.remove(stop)
         if not _stops:
             signal.set_wakeup_fd(_others, warn_on_full_buffer=False)
 
 
 @functools.cache
-def _descriptor() -> int:
-    """The way in of the process's one pipe, whose other end a thread reads. Both stay: taking them down could itself be
+def _pipe() -> tuple[int, int]:
+    """The process's one pipe, with the thread that waits at its end. Both stay: taking them down could itself be
     interrupted, and a signal must never be written to a descriptor that is somebody else's by then."""
     reader, writer = os.pipe()
+    os.set_blocking(reader, False)
     os.set_blocking(writer, False)
     threading.Thread(target=_watch, args=(reader,), name="llm-interrupt", daemon=True).start()
-    return writer
+    return reader, writer
 
 
 def _watch(reader: int) -> None:
     while True:
-        if any(number in (signal.SIGINT, signal.SIGTERM) for number in os.read(reader, 64)):
-            for stop in list(_stops):
-                stop()
+        select.select([reader], [], [])
+        with _told:
+            if any(number in (signal.SIGINT, signal.SIGTERM) for number in _signals(reader)):
+                for stop in list(_stops):
+                    stop()
+
+
+def _signals(reader: int) -> bytes:
+    """The numbers of those that have come."""
+    try:
+        return os.read(reader, 64)
+    except BlockingIOError:
+        return b""

@@ -38,6 +38,7 @@ def load(reference: str | None, **options: Any) -> SimpleNamespace:
         generation_config={},
         context=100,
         load_seconds=0.0,
+        compile_seconds=0.0,
         memory_bytes=0,
         close=lambda: None,
     )

@@ -17,13 +17,13 @@ FAKE = str(Path(__file__).with_name("fake_llm.py"))
 
 
 def environment(extra: Mapping[str, str]) -> dict[str, str]:
-    """This process's environment (conftest.py has made it right) with nothing that changes colours."""
-    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM")}
+    """This process's environment (conftest.py has made it right) with nothing that changes colours or sizes (xdist sets COLUMNS)."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("NO_COLOR", "TERM", "COLUMNS", "LINES")}
     return {**kept, "TERM": "xterm-256color", **extra}
 
 
 def on_terminal(
-    words: Sequence[str], extra: Mapping[str, str] = {}, interrupt_at: bytes = b"", number: int = signal.SIGINT, seconds: float = 20
+    words: Sequence[str], extra: Mapping[str, str] = {}, interrupt_at: bytes = b"", number: int = signal.SIGINT, seconds: float = 120
 ) -> tuple[int, bytes]:
     """(exit code, all bytes that the terminal got). interrupt_at: send signal `number` once these bytes were shown."""
     master, slave = pty.openpty()

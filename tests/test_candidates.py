@@ -45,7 +45,7 @@ def test_an_answer_is_that_of_its_seed_alone(quantization: str, kv: str, tmp_pat
     """Bit for bit: tokens, texts, probabilities and alternatives; behind a prompt of more than a block, to the end of the context."""
     path = str(packed_file(tmp_path, quantization))
     with engines.opened(path, context=320, kv=kv, texts=8) as engine:
-        ids = [3 + 7 * i % 4000 for i in range(270)]
+        ids = [3 + 7 * i % 4000 for i in range(300)]
         settings = Settings(temperature=1.5, top_k=0, repeat_penalty=1.3, seed=2**64 - 3, max_tokens=60)
         found = best(engine, Prompt(ids), settings, 7, probs=2)
         assert sorted(one.seed for one in found) == [0, 1, 2, 3, 2**64 - 3, 2**64 - 2, 2**64 - 1]

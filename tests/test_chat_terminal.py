@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from screen import SENT, Sitting
+from screen import CTRL_C, CTRL_D, LEFT, SENT, UP, Sitting
 from test_commands import answer, llm
 
 CHAT = ["-m", "llmcli", "chat"]
@@ -50,8 +50,8 @@ def test_a_base_model_says_so_and_continues(home: dict[str, str]) -> None:
         assert "it continues what you write" in " ".join(chat.look())
         chat.enter("Once upon a time")
         assert "there" in chat.look()[-3]
-        chat.type("\x04")
-        assert chat.wait_end() == 0
+        chat.type(CTRL_D)
+        assert chat.end() == 0
 
 
 def test_run_without_a_prompt_is_a_chat(home: dict[str, str]) -> None:
@@ -66,17 +66,14 @@ def test_ctrl_c_stops_the_answer_and_then_clears_the_line_and_then_leaves(home: 
         chat.wait_prompt()
         chat.type("Once upon a time\r")
         chat.wait_answer()
-        chat.type("\x03")
-        chat.wait_prompt()
-        assert chat.look()[-3:] == ["stopped", "", ">>>"]
-        chat.type("half a line\x03")
-        chat.wait_prompt()
-        assert "leaves" not in "\n".join(chat.look()[2:])
-        chat.type("\x03")
-        chat.wait("Ctrl-C again")
-        chat.wait_prompt()
-        chat.type("\x03")
-        assert chat.wait_end() == 0
+        chat.type(CTRL_C)
+        chat.wait_lines("stopped", "", ">>>")
+        chat.type("half a line" + CTRL_C)
+        chat.wait_lines(">>> half a line", ">>>")
+        chat.type(CTRL_C)
+        chat.until(lambda _: chat.look()[-2].startswith("Ctrl-C again") and chat.look()[-1] == ">>>")
+        chat.type(CTRL_C)
+        assert chat.end() == 0
         assert b"Traceback" not in chat.raw
 
 
@@ -85,28 +82,26 @@ def test_editing(home: dict[str, str]) -> None:
     with Sitting(SHORT, home) as chat:
         chat.wait_prompt()
         chat.type("//one\x1b\rtwo\x0athree\\\rfour")
-        chat.wait("... four")
-        assert chat.look()[-4:] == [">>> //one", "... two", "... three", "... four"]
+        chat.wait_lines(">>> //one", "... two", "... three", "... four")
         chat.type("\x15\x7f" * 4)
         chat.wait_prompt()
         chat.type("\x1b[200~pasted\nlines\n\x1b[201~")
-        chat.wait("... lines")
-        assert chat.look()[-3:] == [">>> pasted", "... lines", "..."], "pasted newlines do not send"
-        chat.type("\x03")
+        chat.wait_lines(">>> pasted", "... lines", "...")  # pasted newlines do not send
+        chat.type(CTRL_C)
         chat.type("/sta\t\r")
         chat.wait("tokens")
         chat.type("/stats\x01\x0b/help\r")
         chat.wait("Ctrl-D leaves.")
-        chat.type("\x04")
-        chat.wait_end()
+        chat.type(CTRL_D)
+        chat.end()
     assert history(home) == ["/stats", "/help"]
     with Sitting(SHORT, home) as chat:
         chat.wait_prompt()
-        chat.type("\x1b[A\x1b[A")
+        chat.type(UP + UP)
         chat.wait(">>> /stats")
     with Sitting([*SHORT, "--no-history"], home) as chat:
         chat.wait_prompt()
-        chat.type("\x1b[A/undo\r")
+        chat.type(UP + "/undo\r")
         chat.wait("nothing to undo")
     assert history(home) == ["/stats", "/help"]
 
@@ -115,22 +110,28 @@ def test_characters_of_every_width_and_long_lines_and_resizing(home: dict[str, s
     with Sitting(SHORT, home, columns=40, rows=20) as chat:
         chat.wait_prompt()
         chat.type("你好 שלום e\u0301|")
-        chat.wait("|")
-        assert chat.look()[-1].replace(" ", "") == ">>>你好שלוםé|"
+        chat.until(lambda _: chat.look()[-1].replace(" ", "") == ">>>你好שלוםé|")
         assert chat.screen.cursor.x == 4 + 4 + 1 + 4 + 1 + 1 + 1
-        chat.type("\x1b[D\x1b[D\x7f")  # before the combined letter, the space goes
+        chat.type(LEFT * 3 + "\x7f")  # the combined letter is two: before it, the space goes
+        chat.until(lambda _: chat.look()[-1].endswith("םé|"))
         chat.type("\x05\x15")
         chat.wait_prompt()
-        chat.type("0123456789" * 20)
-        chat.wait("6789")
-        text = "".join(line[4:] for line in chat.look() if re.match(r"(>>>|   ) \d", line))
-        assert text == "0123456789" * 20
+
+        def typed(lines: int) -> str:
+            return "".join(line[4:] for line in chat.look()[-lines:] if re.match(r"(>>>|   ) \d", line))
+
+        def at_end(text: str) -> bool:
+            return len(typed(10)) >= 60 and text.endswith(typed(10)[-60:])
+
+        for count in range(1, 21):
+            chat.type("0123456789")
+            chat.until(lambda _, count=count: typed(20) == "0123456789" * count)
         for columns in (30, 70, 40):
             chat.resize(columns, 20)
-            chat.type("x\x7f")
-            text = "".join(line[4:] for line in chat.look()[-10:] if re.match(r"(>>>|   ) \d", line))
-            assert ("0123456789" * 20).endswith(text[-60:]) and len(text) >= 60
-        chat.type("\x03/stats\r")
+            for keys, text in (("x", "0123456789" * 20 + "x"), ("\x7f", "0123456789" * 20)):
+                chat.type(keys)
+                chat.until(lambda _, text=text: at_end(text))
+        chat.type(CTRL_C + "/stats\r")
         chat.wait("512 tokens")
         chat.wait_prompt()
 
@@ -139,7 +140,7 @@ def test_waiting_costs_nothing(home: dict[str, str]) -> None:
     with Sitting(SHORT, home) as chat:
         chat.wait_prompt()
         chat.enter("Once")
-        time.sleep(0.5)
+        chat.wait_idle(0.5)
         before = chat.computing()
         time.sleep(3)
         assert chat.computing() - before <= 0.02
@@ -188,8 +189,8 @@ def test_an_error_does_not_end_a_chat(home: dict[str, str]) -> None:
 def test_a_signal_leaves_the_terminal_as_it_was(home: dict[str, str], number: int) -> None:
     with Sitting(SHORT, home) as chat:
         chat.wait_prompt()
-        chat.process.kill(number)
-        code = chat.wait_end()
+        chat.kill(number)
+        code = chat.end()
         assert code == (143 if number == signal.SIGTERM else -signal.SIGHUP)
         if number == signal.SIGTERM:
             assert chat.raw.rstrip().endswith(SENT), "pasting is as it was"
@@ -200,8 +201,8 @@ def test_a_dumb_terminal_gets_no_control_sequence(home: dict[str, str]) -> None:
         chat.wait(">>>")
         chat.type("Once upon a time\n")
         chat.wait("there")
-        chat.type("\x04")
-        assert chat.wait_end() == 0
+        chat.type(CTRL_D)
+        assert chat.end() == 0
         assert b"\x1b" not in chat.raw
 
 
@@ -222,7 +223,7 @@ def test_five_turns_with_a_real_model(smol: dict[str, str], tmp_path: Path) -> N
         chat.enter("/set logit-bias 0=-inf 2=-inf")  # it would go on for half a minute
         chat.type("Count from one to one thousand in words, one a line.\r")
         chat.wait_answer()
-        chat.type("\x03")
+        chat.type(CTRL_C)
         chat.wait("stopped")
         chat.wait_prompt()
         chat.enter("/set logit-bias default")
@@ -238,8 +239,8 @@ def test_five_turns_with_a_real_model(smol: dict[str, str], tmp_path: Path) -> N
         chat.wait("saved")
         chat.type("/stats\r")
         chat.wait("5 turns")
-        chat.type("\x04")
-        assert chat.wait_end() == 0
+        chat.type(CTRL_D)
+        assert chat.end() == 0
         assert b"Traceback" not in chat.raw
     messages = json.loads(saved.read_text())["messages"]
     assert [message["role"] for message in messages] == ["user", "assistant"] * 5

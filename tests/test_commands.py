@@ -212,5 +212,5 @@ def test_progress_on_a_terminal_leaves_one_line(home: Path, data_dir: Path) -> N
 def test_ctrl_c_while_the_model_computes(home: Path) -> None:
     words = ["-m", "llmcli", "run", PROMPT, "-m", "tiny", "--temp", "2", "--top-k", "0", "--top-p", "1", "--min-p", "0", "-n", "100000"]
     start = time.monotonic()
-    code, shown = on_terminal([*words, "--device", "reference"], {"LLMCLI_HOME": str(home)}, PROMPT.encode(), signal.SIGINT, seconds=30)
-    assert code == 130 and b"Traceback" not in shown and time.monotonic() - start < 20
+    code, shown = on_terminal([*words, "--device", "reference"], {"LLMCLI_HOME": str(home)}, PROMPT.encode(), signal.SIGINT)
+    assert code == 130 and b"Traceback" not in shown and time.monotonic() - start < 60

@@ -66,7 +66,7 @@ def test_values() -> None:
     assert words("llm import x --quant=i") == ["--quant=int8", "--quant=int4"]
     assert words("llm run --kv f") == ["f32", "f16"]
     assert words("llm --color a") == words("llm show --color a") == ["auto", "always"]
-    assert words("llm run --device ") == ["cpu", "reference"]
+    assert words("llm run --device ") == ["auto", "cpu", "cuda", "reference"]
     assert words("llm run --temp ") == words("llm run -n ") == []
     assert words("llm completion z") == ["zsh"]
     assert "commands" in words("llm docs ")

@@ -162,7 +162,7 @@ def test_a_kernel_may_not_call_out() -> None:
         store_f64(args, math.cos(as_f64(load_i64(args))))
 
     with pytest.raises(RuntimeError, match="llm_cosine calls cos"):
-        emit.object_code(kernel, "llm_cosine")
+        emit.image(kernel, "llm_cosine")
 
 
 def test_warmup_has_what_a_llama_needs() -> None:

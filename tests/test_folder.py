@@ -99,10 +99,10 @@ def test_an_index_of_a_million_files_is_refused(tmp_path: Path) -> None:
     path = model_folder(tmp_path / "m")
     names = b",".join(b'"%d":"%d.safetensors"' % (i, i) for i in range(1_000_000))
     (path / folder.INDEX).write_bytes(b'{"weight_map":{' + names + b"}}")
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(CorruptFile):
         folder.open_folder(path)
-    assert time.perf_counter() - start < 3
+    assert time.process_time() - start < 3
 
 
 def test_missing_files_are_named(tmp_path: Path) -> None:

@@ -38,7 +38,7 @@ def relative_error(values: Floats, found: Floats) -> float:
 
 
 def test_every_format_is_tested() -> None:
-    assert formats.names() == NAMES
+    assert list(formats.names()) == NAMES
 
 
 @pytest.mark.parametrize("name", ["int5", "format", "../int8", "os", ""])

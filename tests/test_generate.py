@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import os
@@ -14,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llmcli import acquire, library
+from llmcli import acquire, interrupt, library
 from llmcli import engine as engines
 from llmcli.backends.backend import Batch
 from llmcli.engine import Engine
@@ -220,6 +221,16 @@ def test_texts_that_are_made_in_turns_end_in_any_order(demo: Engine) -> None:
         assert left == before
 
 
+def test_a_signal_stops_nothing_that_begins_after_it() -> None:
+    """However late the thread is that passes it on."""
+    stopped: list[int] = []
+    for number in range(100):
+        os.write(interrupt._pipe()[1], bytes([signal.SIGINT]))  # as Python does for a signal
+        with interrupt.stopping(functools.partial(stopped.append, number)):
+            time.sleep(0.001)
+    assert stopped == []
+
+
 def test_an_interrupt_anywhere_leaves_nothing_behind(demo: Engine) -> None:
     """Ctrl-C at 40 moments of a prompt and its answer: blocks, threads and descriptors are as before, and so is the text."""
 
@@ -233,11 +244,14 @@ def test_an_interrupt_anywhere_leaves_nothing_behind(demo: Engine) -> None:
     try:
         for moment in range(40):
             timer = threading.Timer(seconds * moment / 40, os.kill, (os.getpid(), signal.SIGINT))
-            with pytest.raises(KeyboardInterrupt):
-                timer.start()
-                list(generate(demo, prompt, GREEDY))
-                time.sleep(60)
-            timer.join()
+            try:
+                with pytest.raises(KeyboardInterrupt):
+                    timer.start()
+                    list(generate(demo, prompt, GREEDY))
+                    time.sleep(60)
+            finally:
+                timer.cancel()
+                timer.join()
     finally:
         gc.enable()
     assert left() == before

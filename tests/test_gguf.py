@@ -250,10 +250,10 @@ def test_a_good_header(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("case", BAD)
 def test_a_bad_header_is_refused_at_once(case: str, tmp_path: Path) -> None:
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(ModelFileError) as caught:
         opened(tmp_path / "bad.gguf", BAD[case])
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert "\x1b" not in str(caught.value)
 
 

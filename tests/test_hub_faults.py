@@ -298,7 +298,7 @@ def test_an_interrupt_leaves_what_can_be_resumed(fakehub: FakeHub, folder: Path,
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     begun = time.monotonic()
-    out, err = process.communicate(timeout=10)
+    out, err = process.communicate(timeout=60)
     assert process.returncode == 130 and out == "" and "Traceback" not in err
-    assert time.monotonic() - begun < 1.5
+    assert time.monotonic() - begun < 5
     assert len(list(tmp_path.rglob("*.part"))) == 1

@@ -195,8 +195,9 @@ def test_kernels_are_imported_by_their_compiler_only() -> None:
 def test_one_file_opens_connections() -> None:
     """What goes over the network, and where to, is then to be read in one place."""
     network = {"socket", "ssl", "http", "urllib.request", "urllib.error", "ftplib", "asyncio"}
-    found = {name for name, path in MODULES.items() for imported in imports(path) if any(within(imported, n) for n in network)}
-    assert found == {"weights.hub"}
+    found = {(name, imported) for name, path in MODULES.items() for imported in imports(path) if any(within(imported, n) for n in network)}
+    found.remove(("cli.explore_app", "asyncio"))  # Textual runs on it, and a key waits for another there
+    assert {name for name, _ in found} == {"weights.hub"}
 
 
 @pytest.mark.parametrize("package", ["pickle", "marshal", "shelve"])

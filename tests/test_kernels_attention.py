@@ -374,4 +374,4 @@ def test_other_cpus(cpu: str) -> None:
     if cpu == "haswell" and "avx2" not in target.features():
         pytest.skip("this CPU has no AVX2")
     files = [__file__, str(Path(__file__).with_name("test_kernels_elementwise.py"))]
-    run_as(cpu, "", "-m", "pytest", "-q", "-p", "no:cacheprovider", *files, "-k", FOR_OTHERS[cpu])
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *files, "-k", FOR_OTHERS[cpu])

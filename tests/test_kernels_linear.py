@@ -348,7 +348,7 @@ FOR_OTHERS = [("haswell", "int4 or int8 or quantized"), ("x86-64", "int4 or f16 
 def test_other_cpus_pass_these_tests(cpu: str, chosen: str) -> None:
     if cpu == "haswell" and "avx2" not in target.features():
         pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not cpu")
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not cpu")
 
 
 @only_x86

@@ -60,7 +60,7 @@ def test_the_clock() -> None:
 @only_x86
 @pytest.mark.parametrize("cpu", ["haswell", "nehalem"])
 def test_on_other_cpus(cpu: str) -> None:
-    run_as(cpu, "", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "products or read or registers", "-x")
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", "products or read or registers", "-x")
 
 
 def test_limits_of_this_machine() -> None:

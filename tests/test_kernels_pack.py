@@ -69,4 +69,4 @@ def test_the_kernel_calls_nothing() -> None:
 def test_other_cpus_pack_the_same_bytes(cpu: str) -> None:
     if cpu == "haswell" and "avx2" not in target.features():
         pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "bytes and int4 and not cpu")
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", "bytes and int4 and not cpu")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from llmcli import settings
+from llmcli.cli.table import table
 from llmcli.errors import UsageError
 from llmcli.models import architectures, decoder
 from managed import damage, home, made, model_file
@@ -56,6 +57,15 @@ def test_models(home: Path) -> None:
     assert models["mine"]["here"] == ["int8"] and models["demo"]["here"] == ["int8"] and models["gpt2"]["here"] == []
     assert models["gpt2"]["repository"] == "openai-community/gpt2" and models["llama3.1-8b"]["gated"] is True
     assert "\x1b" not in answer(llm(home, "models")) and "mine" in answer(llm(home, "models"))
+
+
+def test_descriptions_stand_below_where_lines_would_be_too_long() -> None:
+    rows = [("NAME", "SIZE", "ABOUT"), ("one", "1", "several words " * 6), ("two", "22", "")]
+    wide = table(rows, right=[1])
+    assert table(rows, right=[1], columns=200) == wide and max(map(len, wide.splitlines())) > 40
+    narrow = table(rows, right=[1], columns=40)
+    assert max(map(len, narrow.splitlines())) <= 40 and narrow.split() == wide.split()
+    assert narrow.splitlines()[:3] == ["NAME  SIZE", "  ABOUT", "one      1"]
 
 
 # llm list, llm show

@@ -276,6 +276,6 @@ def test_a_weight_without_a_source_is_our_fault() -> None:
 def test_the_largest_description_is_planned_soon() -> None:
     """A few hundred bytes of a packed file can ask for this; that the weights are missing is found only then."""
     layer = Layer(Attention(1, 1, limits.HEAD_SIZE, 1.0), Mlp(8), rope=Rope(limits.HEAD_SIZE))
-    start = time.perf_counter()
+    start = time.process_time()
     decoder.plan(Spec(8, 8, 512, Norm(), (layer,) * limits.LAYERS), 512)
-    assert time.perf_counter() - start < 20
+    assert time.process_time() - start < 20

@@ -88,7 +88,7 @@ def test_signals_end_it_with_the_text_so_far(number: int, expected: int) -> None
     code, shown = on_terminal([FAKE, "run", "hi"], slow, b"word word", number)
     assert code == expected
     assert b"word word" in shown and b"Traceback" not in shown
-    assert shown.endswith(b"\n") and time.monotonic() - start < 5
+    assert shown.endswith(b"\n") and time.monotonic() - start < 25  # the whole answer takes 50 s
     code, shown = on_terminal([FAKE, "run", "hi", "--no-stream", "--stop", "x"], {**slow, "FAKE_DELAY": "0"})
     assert code == 0 and shown.count(b"word") == 1000
 

@@ -143,10 +143,10 @@ def _model(**changes: Any) -> bytes:
     ],
 )
 def test_a_hostile_file_is_an_error(data: bytes, capfd: pytest.CaptureFixture[str]) -> None:
-    start = time.monotonic()
+    start = time.process_time()
     with pytest.raises(CorruptFile, match="tokenizer.json"):
         Tokenizer(data)
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
     assert capfd.readouterr() == ("", "")  # the library's own complaints do not get through
 
 

@@ -125,7 +125,7 @@ class Result:
 
 
 class Runner(Protocol):
-    """A loaded model. Not safe for two threads at once."""
+    """A loaded model. Not safe for two threads at once. One that had to compile kernels has `compile_seconds`."""
 
     def run(self, batch: Batch) -> Result:
         """Computes one step of any number of tokens and fills the cache. Raises NumericalError when a norm or a

@@ -70,6 +70,9 @@ Ctrl-C stops an answer, clears a line. Ctrl-D leaves."""
                     self._warned = True
                     self._console.say("Ctrl-C again or Ctrl-D leaves")
                 default = ""
+            except BaseException:  # a signal, which may come before the editor itself would clear up
+                self._session.app.renderer.reset()
+                raise
 
     def ask(self, question: str) -> bool:
         try:

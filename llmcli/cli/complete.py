@@ -118,7 +118,8 @@ def _values(parameter: Any, typed: str, command: str) -> Offer:
         return _starting(typed, topics().items())
     if parameter.name == "device":
         folder = Path(llmcli.__file__).parent / "backends"
-        return _starting(typed, [(module.name, "") for module in pkgutil.iter_modules([str(folder)]) if module.ispkg])
+        names = ["auto", *(module.name for module in pkgutil.iter_modules([str(folder)]) if module.ispkg)]
+        return _starting(typed, [(name, "") for name in names])
     return Offer(files="FILE" in kind or "DIR" in kind)
 
 

@@ -5,6 +5,7 @@ The screen is the text, the outline of what may follow, and a line of what is kn
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import signal
 import threading
@@ -18,6 +19,7 @@ from rich.text import Text
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import VerticalScroll
+from textual.events import Key
 from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import Worker, get_current_worker
@@ -56,6 +58,17 @@ class Outline(Widget):
         return Text("\n").join(lines)
 
 
+class Name(Input):
+    """A line for a file's name. Its keys are obeyed where they come: Textual hands them on, and letters typed fast would overtake them."""
+
+    KEYS: ClassVar = {binding.key: binding.action for binding in Binding.make_bindings(Input.BINDINGS)}
+
+    async def on_key(self, event: Key) -> None:
+        if event.key in self.KEYS:
+            event.stop()
+            await self.run_action(self.KEYS[event.key])
+
+
 class Explorer(App[None]):
     """Leaves `node`, the place in the tree where it was left; its return code is 130 after Ctrl-C."""
 
@@ -66,24 +79,29 @@ class Explorer(App[None]):
     #text { height: auto; max-height: 45%; padding: 0 0 1 0; scrollbar-size: 0 0; }
     Outline { height: 1fr; }
     #name { height: 1; border: none; padding: 0; display: none; }
-    .line { height: 1; }
+    .line { height: 1; text-wrap: nowrap; text-overflow: ellipsis; }
     #keys { text-style: dim; }
     """
+    # All of them before the screen's: so keys take effect in the order in which they were pressed, however fast.
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("up", "move(-1)"),
-        Binding("down", "move(1)"),
-        Binding("pageup", "move(-10)"),
-        Binding("pagedown", "move(10)"),
-        Binding("enter,right", "take"),
-        Binding("backspace,left", "parent"),
-        Binding("home", "root"),
-        Binding("end", "leaf"),
-        Binding("g", "generate"),
-        Binding("e", "expand"),
-        Binding("s", "save"),
-        Binding("escape", "cancel", priority=True),
-        Binding("q", "quit"),
-        Binding("ctrl+c", "interrupt", priority=True),
+        Binding(keys, action, priority=True)
+        for keys, action in (
+            ("up", "move(-1)"),
+            ("down", "move(1)"),
+            ("pageup", "move(-10)"),
+            ("pagedown", "move(10)"),
+            ("enter", "enter"),
+            ("right", "take"),
+            ("backspace,left", "parent"),
+            ("home", "root"),
+            ("end", "leaf"),
+            ("g", "generate"),
+            ("e", "expand"),
+            ("s", "save"),
+            ("escape", "cancel"),
+            ("q", "quit"),
+            ("ctrl+c", "interrupt"),
+        )
     ]
 
     def __init__(self, tree: Tree, prompt: str, most: int, wider: int, path: Path) -> None:
@@ -93,6 +111,7 @@ class Explorer(App[None]):
         self.node = tree.root
         self._turn = threading.Lock()  # a job that was cancelled may still be in its last step when the next one begins
         self._busy = ""
+        self._asking = False
         self._overwrite: Path | None = None
         self._message = ""
 
@@ -100,7 +119,7 @@ class Explorer(App[None]):
         with VerticalScroll(id="text", can_focus=False):
             yield Static(id="words", markup=False)
         yield Outline()
-        yield Input(id="name", select_on_focus=False)
+        yield Name(id="name", select_on_focus=False)
         yield Static(id="status", classes="line", markup=False)
         yield Static(KEYS, id="keys", classes="line", markup=False)
 
@@ -118,6 +137,20 @@ class Explorer(App[None]):
             self.call_from_thread(self._leave, code)
 
     # What keys do
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool:
+        """While a name is asked for, its line has the other keys."""
+        return not self._asking or action in ("enter", "cancel", "interrupt")
+
+    async def action_enter(self) -> None:
+        if not self._asking:
+            self.action_take()
+            return
+        line = self.query_one(Name)
+        read = asyncio.Event()
+        line.call_later(read.set)  # behind the keys that the line has still to read
+        await read.wait()
+        self._save_as(line.value.strip())
 
     def action_move(self, by: int) -> None:
         outline = self.query_one(Outline)
@@ -159,7 +192,7 @@ class Explorer(App[None]):
             self._go(self.node)
 
     def action_save(self) -> None:
-        line = self.query_one("#name", Input)
+        line = self.query_one(Name)
         line.value, line.cursor_position = str(self.path), len(str(self.path))
         self._overwrite = None
         self._ask(True)
@@ -170,9 +203,9 @@ class Explorer(App[None]):
     def action_interrupt(self) -> None:
         self._leave(130)
 
-    def on_input_submitted(self, event: Input.Submitted) -> None:
-        path = Path(event.value.strip()).expanduser()
-        if not event.value.strip():
+    def _save_as(self, words: str) -> None:
+        path = Path(words).expanduser()
+        if not words:
             return
         if path.is_file() and self._overwrite != path:
             self._overwrite = path
@@ -189,12 +222,9 @@ class Explorer(App[None]):
 
     # What they do it with
 
-    @property
-    def _asking(self) -> bool:
-        return bool(self.query_one("#name", Input).display)
-
     def _ask(self, begin: bool) -> None:
-        line = self.query_one("#name", Input)
+        self._asking = begin
+        line = self.query_one(Name)
         line.display = begin
         if begin:
             self.set_focus(line)

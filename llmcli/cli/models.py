@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import sys
 from dataclasses import dataclass
 
-from llmcli.cli.console import Console, open_answer
+from llmcli.cli.console import Console, is_terminal, open_answer
 from llmcli.cli.options import Common, Json
 from llmcli.cli.render import SCHEMA, to_line
 from llmcli.cli.table import table
@@ -43,5 +45,6 @@ def execute(options: Options, console: Console) -> int:
             licence = alias.licence + (" (gated)" if alias.gated else "")
             weights, context = amount(alias.parameters) if alias.parameters else "", f"{alias.context:,}" if alias.context else ""
             rows.append((model.name, weights, context, licence, " ".join(model.here) or "-", alias.about))
-        answer.write(table(rows, right=[1, 2]))
+        columns = shutil.get_terminal_size().columns if is_terminal(sys.stdout) else 0
+        answer.write(table(rows, right=[1, 2], columns=columns))
     return 0

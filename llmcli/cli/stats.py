@@ -37,6 +37,7 @@ class Stats:
     def summary(self, settings: Settings) -> dict[str, Any]:
         speed = {
             "load_seconds": self.engine.load_seconds,
+            "compile_seconds": self.engine.compile_seconds,
             "prompt_seconds": self.first - self.start,
             "prompt_tokens_per_second": _rate(self.prompt, self.first - self.start),
             "generation_seconds": self.last - self.first,
@@ -59,6 +60,7 @@ class Stats:
         rows = [
             ("model", f"{self.engine.name}, {size(self.engine.memory_bytes)}"),
             ("load", f"{speed['load_seconds']:.3f} s"),
+            *([("compile", f"{speed['compile_seconds']:.1f} s, once on this machine")] if speed["compile_seconds"] else []),
             ("prompt", f"{self.prompt:,} tokens, {speed['prompt_seconds']:.3f} s, {_per_second(speed['prompt_tokens_per_second'])}"),
             (
                 "generation",

@@ -79,7 +79,7 @@ def kernels() -> Iterator[Row]:
         needed = default().kernels
     except LlmError:  # the check of the models says why
         return
-    kept, trouble = objects.kept(needed)
+    kept, trouble = objects.count_kept(needed)
     text = f"{kept} of the {len(needed)} that {default().name} needs are compiled and kept"
     if trouble:
         fix = f"chmod go-w {places.kernels()}, or set LLMCLI_KERNELS to a folder of yours"

@@ -81,9 +81,12 @@ class FormatModule(Protocol):
 NOT_FORMATS = {"format", "search", "layout"}
 
 
-def names() -> list[str]:
+@cache
+def names() -> tuple[str, ...]:
     """The names of all formats: the files of this folder."""
-    return sorted(m.name for m in pkgutil.iter_modules(__import__(__package__, fromlist=["x"]).__path__) if m.name not in NOT_FORMATS)
+    return tuple(
+        sorted(m.name for m in pkgutil.iter_modules(__import__(__package__, fromlist=["x"]).__path__) if m.name not in NOT_FORMATS)
+    )
 
 
 @cache

@@ -61,6 +61,10 @@ SPECS = {
 }
 """Between them every operation and every variant of it. docs/models.md's families are made of these."""
 
+_SMALL = Layer(Attention(2, 1, 4, 0.5, qk_norm="head"), Mlp(10), rope=Rope(4))
+SMALL = replace(spec(_SMALL, _SMALL), vocab=9, hidden=12)
+"""What the simulator computes soonest."""
+
 
 @dataclass
 class Model:

@@ -1,6 +1,6 @@
 """Compiling kernels in other processes: Numba is never imported here, and its compiler lock makes threads useless.
 
-Each compiler process (compile.py) gets one kernel at a time and sends its object code back, so that fast and slow
+Each compiler process (compile.py) gets one kernel at a time and sends its image back, so that fast and slow
 kernels spread by themselves.
 """
 
@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def compiled(symbols: Mapping[Key, str]) -> Iterator[tuple[Key, bytes]]:
-    """Yields (key, object code) of each kernel as it is ready. symbols: the name of each one's function.
+    """Yields (key, image) of each kernel as it is ready. symbols: the name of each one's function.
 
     Raises InternalError when a kernel does not compile, ResourceError when a compiler cannot start or ends early."""
     waiting: queue.SimpleQueue[Key] = queue.SimpleQueue()
@@ -98,7 +98,7 @@ class _Compiler:
                     pipe.close()
 
     def compile(self, key: Key, symbol: str) -> bytes:
-        """The object code of one kernel."""
+        """The image of one kernel."""
         assert self.process.stdin and self.process.stdout
         with contextlib.suppress(OSError):  # told by the missing answer
             self.process.stdin.write(json.dumps([key[0], key[1], symbol]).encode() + b"\n")

@@ -1,6 +1,6 @@
 """The compiler process: `python -m llmcli.backends.cpu.compile`, started by build.py.
 
-Reads lines of JSON [name, parameters, symbol]; answers each with a line that says how many bytes of object code
+Reads lines of JSON [name, parameters, symbol]; answers each with a line that says how many bytes of its image
 follow, 0 when the kernel does not compile (then standard error says why). Ends with its input.
 """
 
@@ -21,7 +21,7 @@ def main() -> None:
     for line in sys.stdin:
         name, params, symbol = json.loads(line)
         try:
-            code = _object(name, params, symbol)
+            code = _image(name, params, symbol)
         except Exception:
             traceback.print_exc()
             code = b""
@@ -29,12 +29,12 @@ def main() -> None:
         answers.flush()
 
 
-def _object(name: str, params: list[int | str], symbol: str) -> bytes:
+def _image(name: str, params: list[int | str], symbol: str) -> bytes:
     from llmcli.backends.cpu.kernels import emit
 
     module, short = name.split(".")
     factory = importlib.import_module(f"llmcli.backends.cpu.kernels.{module}").KERNELS[short]
-    return emit.object_code(factory(*params), symbol)
+    return emit.image(factory(*params), symbol)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Kernels as object code: kept on disk, checked, and linked into this process by llvmlite alone.
+"""Kernels as object code that is already linked (images.py): kept on disk, checked, and placed in this process.
 
 A sub-folder is named by a digest of what makes code (CPU, compiler, kernel sources) and a file in it also by the kernel,
 so nothing is ever out of date, and what is of no use any more (`stale`) is seen from names alone. What is missing is
@@ -9,27 +9,20 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.util
 import os
 import re
-import stat
 import threading
+import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 from pathlib import Path
 
-import llvmlite
-import llvmlite.binding as llvm
-
 from llmcli import places
 from llmcli.backends.backend import Notify
-from llmcli.backends.cpu import target
-from llmcli.errors import InternalError
+from llmcli.backends.cpu import host, images, kept, target
 
-MAGIC = b"llmobj1\n"
-CHECK_BYTES = 32
-SHARED_SOURCES = ("records.py", "target.py", "tiles.py")
+SHARED_SOURCES = ("images.py", "records.py", "target.py", "tiles.py")
 """What kernels import besides each other."""
 
 Key = tuple[str, tuple[int | str, ...]]
@@ -39,11 +32,15 @@ Progress = Callable[[str, int, int], None]
 
 MAKER_BYTES = 8
 """Bytes of the digest that names a sub-folder."""
+_CPU = re.compile(r"cpu-[0-9a-f]{32}")
+"""The names of host.py's files."""
 _FILE = re.compile(r"(\.part-\d+-)?[a-z0-9_]+\.[a-z0-9_]+(-[a-z0-9_]+)*-[0-9a-f]{32}\.o")
 """The names of objects; older versions kept them without sub-folders."""
 
 _lock = threading.Lock()
 _addresses: dict[Key, int] = {}
+_compiling: list[float] = []
+"""Seconds that each round of compiling took."""
 
 
 def load(keys: Iterable[Key], notify: Notify | None = None, progress: Progress | None = None) -> dict[Key, int]:
@@ -71,6 +68,11 @@ def ready(key: Key, notify: Notify | None = None) -> int | None:
         return _addresses[key]
 
 
+def compile_seconds() -> float:
+    """How long this process has waited for kernels to be compiled."""
+    return sum(_compiling)
+
+
 def digest(key: Key) -> str:
     """Names a kernel's code: what it is made from, by what, for which CPU."""
     return hashlib.blake2b(repr((key, _maker())).encode(), digest_size=16).hexdigest()
@@ -82,7 +84,7 @@ def _maker() -> tuple[str, ...]:
     sources = hashlib.blake2b()
     for path in sorted([*(here / "kernels").glob("*.py"), *(here / name for name in SHARED_SOURCES)]):
         sources.update(path.name.encode() + b"\0" + path.read_bytes())
-    return target.name(), target.features_text(), llvmlite.__version__, _numba(), sources.hexdigest()
+    return target.name(), target.features_text(), host.version("llvmlite"), host.version("numba"), sources.hexdigest()
 
 
 def maker() -> str:
@@ -105,32 +107,17 @@ def stale() -> list[Path]:
         Path(entry.path)
         for entry in entries
         if (entry.is_dir(follow_symlinks=False) and ours.fullmatch(entry.name) and entry.name != maker())
-        or (entry.is_file(follow_symlinks=False) and (entry.name == ".lock" or _FILE.fullmatch(entry.name)))
+        or (entry.is_file(follow_symlinks=False) and _outdated(entry.name))
     ]
 
 
-def _numba() -> str:
-    """What tells versions of Numba apart, without importing it or the slow importlib.metadata."""
-    spec = importlib.util.find_spec("numba")
-    if spec is None or spec.origin is None:
-        raise InternalError("numba is not installed", todo="Install llmcli again")
-    return Path(spec.origin).with_name("_version.py").read_text()
+def _outdated(name: str) -> bool:
+    """Whether a file beside the sub-folders is of no use to this version on this CPU."""
+    return name == ".lock" or bool(_FILE.fullmatch(name)) or (bool(_CPU.fullmatch(name)) and name != host.current())
 
 
 def _link(codes: dict[Key, bytes]) -> None:
-    engine = _engine()
-    for code in codes.values():
-        engine.add_object_file(llvm.ObjectFileRef.from_data(code))
-    engine.finalize_object()
-    for key in codes:
-        _addresses[key] = engine.get_function_address(symbol(key))
-
-
-@cache
-def _engine() -> llvm.ExecutionEngine:
-    llvm.initialize_native_target()
-    llvm.initialize_native_asmprinter()
-    return llvm.create_mcjit_compiler(llvm.parse_assembly(""), llvm.Target.from_default_triple().create_target_machine(jit=True))
+    _addresses.update(zip(codes, images.placed(list(codes.values())), strict=True))
 
 
 def symbol(key: Key) -> str:
@@ -150,6 +137,7 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
     if notify:
         count = len(keys) - len(codes)
         notify(f"compiling {count} kernel{'' if count == 1 else 's'} for this computer; this happens once and takes some seconds")
+    start = time.perf_counter()
     with _alone(folder):
         # Whoever comes second finds what the first has compiled.
         codes |= _kept(folder, [key for key in keys if key not in codes], warn)
@@ -160,6 +148,7 @@ def _codes(keys: list[Key], notify: Notify | None, progress: Progress | None) ->
             codes[key] = code
             if folder and not _write(folder, key, code, warn):
                 folder = None
+    _compiling.append(time.perf_counter() - start)
     return codes
 
 
@@ -178,23 +167,19 @@ def _folder(warn: Notify) -> Path | None:
         except OSError as error:
             warn(f"no folder for compiled kernels, so they are compiled again each time: {error}")
             return None
-        if _foreign(found):
+        if kept.foreign(found):
             warn(f"compiled kernels in {folder} are not used, because others could write there (chmod go-w, or set LLMCLI_KERNELS)")
             return None
+    host.keep()
     return folder
 
 
-def _foreign(folder: os.stat_result) -> bool:
-    """Whether others could write there."""
-    return not stat.S_ISDIR(folder.st_mode) or folder.st_uid not in (0, os.geteuid()) or bool(folder.st_mode & 0o022)
-
-
-def kept(keys: Iterable[Key]) -> tuple[int, str]:
+def count_kept(keys: Iterable[Key]) -> tuple[int, str]:
     """How many of these kernels have an object (not opened here), and why the folder of objects is not used, or ''. Writes nothing."""
     folder = places.kernels() / maker()
     for place in (places.kernels(), folder):
         try:
-            if _foreign(place.stat()):
+            if kept.foreign(place.stat()):
                 return 0, f"others could write in {place}"
         except FileNotFoundError:
             return 0, ""
@@ -207,39 +192,22 @@ def _path(folder: Path, key: Key) -> Path:
     return folder / "-".join([key[0], *map(str, key[1]), digest(key) + ".o"])
 
 
-def _check(key: Key, code: bytes) -> bytes:
-    """A checksum that ties the code to its key: one kernel's file under another's name is damage too."""
-    return hashlib.blake2b(symbol(key).encode() + code, digest_size=CHECK_BYTES).digest()
-
-
 def _read(folder: Path, key: Key, warn: Notify) -> bytes | None:
     """The kept object, or None. A damaged one is deleted."""
     path = _path(folder, key)
     try:
-        data = path.read_bytes()
-    except OSError:
+        return kept.read(path, symbol(key))
+    except kept.Damaged:
+        warn(f"compiled kernel {path.name} is damaged; compiling it again")
         return None
-    head = len(MAGIC) + CHECK_BYTES
-    code = data[head:]
-    if data[:head] == MAGIC + _check(key, code):
-        return code
-    warn(f"compiled kernel {path.name} is damaged; compiling it again")
-    with contextlib.suppress(OSError):
-        path.unlink()
-    return None
 
 
 def _write(folder: Path, key: Key, code: bytes, warn: Notify) -> bool:
     """Keeps an object, whole or not at all. Says whether it could."""
-    path = _path(folder, key)
-    part = folder / f".part-{os.getpid()}-{path.name}"
     try:
-        part.write_bytes(MAGIC + _check(key, code) + code)
-        part.replace(path)
+        kept.write(_path(folder, key), symbol(key), code)
         return True
     except OSError as error:
-        with contextlib.suppress(OSError):
-            part.unlink()
         warn(f"compiled kernels cannot be kept, so they are compiled again each time: {error}")
         return False
 

@@ -52,7 +52,9 @@ class CpuRunner:
         self.plan, self.cache = plan, cache
         formats = {name: weights[name].format for name in plan.weights}
         ops = fuse(plan, lambda name: choice.integers(formats[name]))
+        before = objects.compile_seconds()
         addresses = objects.load([*choice.kernels(ops, formats, cache.dtype), CHECKSUM_KERNEL], notify)
+        self.compile_seconds = objects.compile_seconds() - before
         self._pool = threads.Pool(count or threads.usable(), addresses)
         self.threads, self._most = self._pool.threads, most_tokens
         self._buffers = Buffers(plan, most_tokens, self._pool.threads)

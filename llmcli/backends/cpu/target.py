@@ -1,4 +1,4 @@
-"""What CPU kernels are compiled for: Numba's own choice, asked without importing Numba.
+"""What CPU kernels are compiled for: Numba's own choice, asked without importing Numba, or LLVM where it has answered before (host.py).
 
 Numba takes the host's name and features unless NUMBA_CPU_NAME or NUMBA_CPU_FEATURES say otherwise; the name alone
 keeps the host's features. Every choice between instructions is made here, so that the two variables move all of it.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import os
 
-import llvmlite.binding as llvm
+from llmcli.backends.cpu import host
 
 # What a CPU's name alone promises, for names that are useful without the host's features. A name that is not here
 # promises nothing: kernels are then correct, and slower than they could be.
@@ -22,7 +22,7 @@ _IMPLIED = {"nehalem": _V2, "x86-64-v2": _V2, "haswell": _V3, "x86-64-v3": _V3, 
 @functools.cache
 def name() -> str:
     """The CPU's name as LLVM knows it."""
-    return os.environ.get("NUMBA_CPU_NAME") or str(llvm.get_host_cpu_name())
+    return os.environ.get("NUMBA_CPU_NAME") or host.answer()[0]
 
 
 @functools.cache
@@ -31,12 +31,7 @@ def features_text() -> str:
     given = os.environ.get("NUMBA_CPU_FEATURES")
     if given is not None:
         return given
-    if name() == "generic":
-        return ""
-    try:
-        return str(llvm.get_host_cpu_features().flatten(sort=True))
-    except RuntimeError:  # LLVM cannot tell on this system
-        return ""
+    return "" if name() == "generic" else host.answer()[1]
 
 
 @functools.cache
@@ -54,7 +49,7 @@ def features() -> frozenset[str]:
 @functools.cache
 def architecture() -> str:
     """'x86_64', 'aarch64', or whatever else the process runs on."""
-    return str(llvm.get_process_triple()).split("-")[0].replace("arm64", "aarch64")
+    return os.uname().machine.replace("arm64", "aarch64")
 
 
 def is_x86() -> bool:

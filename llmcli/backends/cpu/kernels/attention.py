@@ -268,16 +268,18 @@ def shared(head_size, dtype, group):
         parts = field(args, SHARED_ATTENTION.parts) + item * field(args, SHARED_ATTENTION.parts_bytes)
         first = first_seen(args, position_of(args, token)) // BLOCK
         end = position_of(args, token) // BLOCK + 1
-        if first + chunk % shares < end:
+        block = first + chunk % shares
+        if block < end:
             pack(args, kv_head, token, group, packed)
-        for block in range(first + chunk % shares, end, shares):
+        while block < end:  # range() raises an exception for a step of 0
             attend(args, kv_head, token, group, block, packed, scores, parts + block * block_bytes)
+            block += shares
         counter = field(args, SHARED_ATTENTION.counters) + item * 8
         if atomic_add(counter, 1) == shares - 1:
             store_release(counter, 0)
             start(args, kv_head, group, states)
-            for block in range(first, end):
-                merge(group, states, parts + block * block_bytes)
+            for part in range(first, end):
+                merge(group, states, parts + part * block_bytes)
             finish(args, kv_head, token, group, states)
 
     return kernel
