@@ -27,6 +27,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,10 @@ class Run:
             print(f"{name} is not installed" + (f": no {', '.join(costs)}" if costs else ""))
         self.found["missing"] = sorted(missing)
         print(json.dumps(self.found["machine"]))
+        if "no_gpu" in self.found["machine"] and not self.dry:
+            print("nothing to measure")
+            self.write()
+            return 1
         with tempfile.TemporaryDirectory() as home:
             self.environment["LLMCLI_HOME"] = home
             for number, name in enumerate(stages):
@@ -110,8 +115,8 @@ class Run:
         start = time.monotonic()
         with tempfile.TemporaryFile("w+", errors="replace") as errors:
             process = subprocess.Popen(
-                self.command(name, limit), cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True, errors="replace",
-                start_new_session=True,
+                self.command(name, limit), cwd=ROOT, env=self.environment, stdout=subprocess.PIPE, stderr=errors, text=True,
+                errors="replace", start_new_session=True,
             )  # fmt: skip
             reader = threading.Thread(target=self.read, args=(name, process), daemon=True)
             reader.start()
@@ -119,13 +124,13 @@ class Run:
                 code = process.wait(limit + GRACE)
                 own["state"] = "done" if code == 0 else "failed"
             except subprocess.TimeoutExpired:
-                end(process)
                 own |= {"state": "abandoned", "note": f"ended after {limit + GRACE:.0f} s"}
+            end(process)
             reader.join(GRACE)
             if own["state"] != "done":
                 own["said"] = tail(errors)
                 if own["state"] == "failed":
-                    own["error"] = own["said"].strip().rpartition("\n")[2]
+                    own["error"] = (own["said"].strip() or "no word").rpartition("\n")[2]
         own["seconds"] = round(time.monotonic() - start, 1)
         print(f"{name}: {own['state']} after {own['seconds']} s {own.get('error', own.get('note', ''))}", flush=True)
 
@@ -137,7 +142,11 @@ class Run:
 
     def read(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
-        for line in process.stdout:
+        with process.stdout as lines:
+            self.take(name, lines)
+
+    def take(self, name: str, lines: Iterable[str]) -> None:
+        for line in lines:
             row = {"what": "pytest", "line": line.strip()} if name == "tests" else json.loads(line)
             rows = self.found["stages"][name]["rows"]
             if name == "tests":  # the last line counts
@@ -158,7 +167,21 @@ class Run:
 
 def tests(dry: bool) -> list[str]:
     """What the GPU's tests are started with. Other packages' warnings are not errors there; dry: tests that need no GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "--no-header", "-rN", "--tb=short"]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-p",
+        "no:cacheprovider",
+        "-W",
+        "default",
+        "--no-header",
+        "-rN",
+        "--tb=short",
+        "-o",
+        "addopts=",
+    ]
     if dry:
         return [*command, "tests/test_cuda_device.py"]
     parallel = ["-n", str(min(PARALLEL, os.cpu_count() or 1))] if here("xdist") else []
@@ -210,7 +233,7 @@ def machine() -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """The process and what it has started, which is a group of its own."""
+    """The process and what it has started, which is a group of its own: what has not ended by itself."""
     for signal in (15, 9):
         try:
             os.killpg(process.pid, signal)
@@ -227,22 +250,42 @@ def tail(file: Any) -> str:
     return str(file.read()[-TAIL:])
 
 
-COLUMNS = ("device_share_of_copy", "share_of_copy", "share_of_bf16", "device_tokens_per_s", "tokens_per_s", "same_top", "first_token_s", "us")
+COLUMNS = {
+    "of copy": ("device_share_of_copy", "share_of_copy"),
+    "of bf16": ("share_of_bf16",),
+    "gpu tok/s": ("device_tokens_per_s",),
+    "tok/s": ("tokens_per_s",),
+    "us": ("us",),
+}
+"""Heading -> the figure, or another one where there is none."""
 LABELS = ("shape", "model", "quantization", "format", "kind", "rows", "columns", "depth", "tokens", "piece", "on_gpu", "device", "attempt")
+SAID = (
+    "same_top",
+    "largest_logit_error",
+    "loaded_s",
+    "first_token_s",
+    "second_token_s",
+    "bytes_per_s",
+    "flop_per_s",
+    "line",
+    "item",
+    "needs",
+)
 
 
 def table(found: dict[str, Any]) -> list[str]:
     """A short table: shares of the machine's rates first."""
-    lines = [f"{'':66}" + "".join(f"{name.replace('_per_s', '/s').replace('device_', 'gpu '):>20}" for name in COLUMNS)]
+    lines = [f"{'':58}" + "".join(f"{name:>11}" for name in COLUMNS)]
     for stage, own in found["stages"].items():
         lines.append(f"{stage}: {own['state']}" + "".join(f"; {own[key]}" for key in ("note", "error") if key in own))
         for row in own["rows"]:
             label = " ".join(f"{row[name]}" for name in LABELS if row.get(name) is not None)
-            figures = "".join(f"{'' if row.get(name) is None else format(row[name], ',.4g'):>20}" for name in COLUMNS)
-            if figures.strip():
-                lines.append(f"  {row['what'] + ' ' + label:64}{figures}".rstrip())
-            else:
-                lines.append("  " + " ".join(f"{name}={value}" for name, value in row.items() if name != "what") + f" ({row['what']})")
+            figures = [next((row[name] for name in names if row.get(name) is not None), None) for names in COLUMNS.values()]
+            said = (
+                "" if any(figure is not None for figure in figures) else "".join(f"  {n} {row[n]}" for n in SAID if row.get(n) is not None)
+            )
+            cells = "".join(f"{'' if figure is None else format(figure, ',.4g'):>11}" for figure in figures)
+            lines.append(f"  {row['what'] + ' ' + label:56}{cells}".rstrip() + said)
     if found["simulated"]:
         lines.append("simulated: no figure counts")
     return lines

@@ -4,12 +4,14 @@ of operation as a step of a model launches it, over all layers in turn."""
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
-from gpu_stages.stage import MIXTURE, TINY, Stage, seconds
+from gpu_stages.stage import MIXTURE, TINY, Stage, seconds, start
 
 from llmcli.backends.backend import Batch
+from llmcli.backends.cuda.launch import Launch
 from llmcli.cost import Costs, Step
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
@@ -74,15 +76,10 @@ def product(source: Any, format: str, rows: int, columns: int, tokens: int, dry:
     x, out = source.numbers(tokens * columns), memory.array(tokens * rows, np.float32)
     step = memory.constant(np.array([tokens], np.int32))
     kernel, grid, block = quantize.launch(tokens, columns)
-    kernel[grid, block, memory.stream](step, 0, x, 0, columns, columns, records)
+    start(memory, [Launch(kernel, grid, block, (step, 0, x, 0, columns, columns, records))])
     matrices = [data[i * own.size : (i + 1) * own.size] for i in range(count)]
     launches = [linear.linear(format, own, tokens, step, 0, matrix, records, (out, 0, rows)) for matrix in matrices]
-
-    def work() -> None:
-        for launch in launches:
-            launch.kernel[launch.grid, launch.block, memory.stream](*launch.args)
-
-    took = seconds(memory, work, dry) / count
+    took = seconds(memory, lambda: start(memory, launches), dry) / count
     return {
         "tokens": tokens, "us": took * 1e6, "bytes_per_s": own.size / took, "operations_per_s": 2 * rows * columns * tokens / took
     }  # fmt: skip
@@ -100,8 +97,7 @@ def steps(stage: Stage, shapes: dict[str, Spec], quantization: str, depths: tupl
             of_step(stage, model, name, quantization, depth, 1)
         for count in prompts:
             of_step(stage, model, name, quantization, 0, count)
-        model.runner.close()
-        del model
+        model.close()
 
 
 def of_step(stage: Stage, model: Any, name: str, quantization: str, depth: int, tokens: int) -> None:
@@ -127,12 +123,8 @@ def of_step(stage: Stage, model: Any, name: str, quantization: str, depth: int, 
             launches += LOWER[op.kind](lowering, op, number, rows)
         if not launches:
             continue
-
-        def work(launches: list[Any] = launches) -> None:
-            for launch in launches:
-                launch.kernel[launch.grid, launch.block, model.memory.stream](*launch.args)
-
-        took, cost = seconds(model.memory, work, stage.dry), [costs.of(op, step) for _, op in ops]
+        took = seconds(model.memory, partial(start, model.memory, launches), stage.dry)
+        cost = [costs.of(op, step) for _, op in ops]
         size, operations = sum(c.bytes for c in cost), sum(c.int8 + c.f32 for c in cost)
         stage.say(
             "operation", shape=name, quantization=quantization, kind=kind, depth=depth, tokens=tokens, launches=len(launches),

@@ -40,8 +40,7 @@ def run(stage: Stage) -> None:
                 decode(stage, model, name, quantization, depth)
             for count in (3,) if stage.dry else PROMPTS:
                 prompt(stage, model, name, quantization, count)
-            model.runner.close()
-            del model
+            model.close()
 
 
 def decode(stage: Stage, model, name: str, quantization: str, depth: int) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import statistics
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ def run(stage: Stage) -> None:
     source, target = (memory.array(size, np.uint8) for _ in range(2))
     with memory.errors():
         Source(memory, stage.dry).fill(source)
-    took = seconds(memory, lambda: target.copy_to_device(source, stream=memory.stream), stage.dry)
+    took = seconds(memory, partial(target.copy_to_device, source, stream=memory.stream), stage.dry)
     stage.say("copy", bytes_per_s=2 * size / took, bytes=2 * size)
     del source, target
     if importlib.util.find_spec("torch") is None or stage.dry:

@@ -3,6 +3,7 @@ from other starts for each matrix. The numbers are those that weights have: code
 
 from __future__ import annotations
 
+import gc
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -95,6 +96,12 @@ class Model:
             Source(self.memory, dry).halves(self.runner.store.bytes)
             self.memory.stream.synchronize()
         self.bytes = sum(len(tensor.data) for tensor in self.weights.values())
+
+    def close(self) -> None:
+        """Gives the memory back: all of it is needed for the next one."""
+        self.runner.close()
+        del self.runner, self.cache
+        gc.collect()
 
     def text(self, length: int) -> Any:
         sequence = self.cache.sequence()

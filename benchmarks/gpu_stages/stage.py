@@ -11,11 +11,12 @@ import math
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
+from llmcli.backends.cuda.launch import Launch
 from llmcli.models.shapes import SHAPES
 from llmcli.models.spec import Attention, Experts, Layer, Mlp, Norm, Rope, Spec
 
@@ -87,6 +88,11 @@ def quicker_simulator() -> None:
     from numba.cuda.simulator import kernel
 
     kernel.BlockManager = blocks.Block
+
+
+def start(memory: Any, launches: Iterable[Launch]) -> None:
+    for launch in launches:
+        launch.kernel[launch.grid, launch.block, memory.stream](*launch.args)
 
 
 def seconds(memory: Any, work: Callable[[], None], dry: bool = False) -> float:

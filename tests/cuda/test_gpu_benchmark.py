@@ -1,5 +1,5 @@
-"""`benchmarks/gpu.py` in the simulator, with the smallest of everything: its way from the first stage to the table, and stages that go wrong.
-Its figures mean nothing here."""
+"""`benchmarks/gpu.py` in the simulator, with the smallest of everything: its way from the first stage to the table, and stages that go
+wrong. Its figures mean nothing here."""
 
 from __future__ import annotations
 
@@ -42,8 +42,8 @@ def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("program", "state", "note"),
     [
-        ("print('{\"what\": \"copy\", \"bytes_per_s\": 5}'); 1 / 0", "failed", "ZeroDivisionError: division by zero"),
-        ("print('{\"what\": \"copy\", \"bytes_per_s\": 5}', flush=True); import time; time.sleep(60)", "abandoned", "ended after 3 s"),
+        ('print(\'{"what": "copy", "bytes_per_s": 5}\'); 1 / 0', "failed", "ZeroDivisionError: division by zero"),
+        ('print(\'{"what": "copy", "bytes_per_s": 5}\', flush=True); import time; time.sleep(60)', "abandoned", "ended after 3 s"),
     ],
 )
 def test_a_stage_that_goes_wrong_is_noted_and_keeps_its_rows(
@@ -60,7 +60,9 @@ def test_a_stage_that_goes_wrong_is_noted_and_keeps_its_rows(
     assert any(note in line for line in gpu.table(run.found))
 
 
-def test_without_a_package_its_stages_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_without_a_package_its_stages_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(gpu, "here", lambda package: package != "torch")
     run = gpu.Run(tmp_path / "gpu.json", 100.0, True)
     assert run.all(["torch"]) == 0
