@@ -1,13 +1,20 @@
-"""Kernels in Numba's simulator, with a quicker scheduler of a block's threads (blocks.py). See ../conftest.py."""
+"""Kernels in Numba's simulator, with a quicker scheduler of a block's threads (blocks.py), or on a real GPU. See ../conftest.py."""
 
 from __future__ import annotations
 
+import os
+
+import transfers
 from numba import config
+
+ON_GPU = bool(os.environ.get("LLMCLI_TEST_ON_GPU"))
 
 if config.ENABLE_CUDASIM:
     import blocks
     from numba.cuda.simulator import kernel
 
     kernel.BlockManager = blocks.Block
+if config.ENABLE_CUDASIM or ON_GPU:
+    transfers.install()
 else:
     collect_ignore_glob = ["test_*.py"]

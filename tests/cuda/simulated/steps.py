@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from llmcli.backends.backend import Batch
 from llmcli.backends.cuda.kernels import step as layout
+from llmcli.backends.cuda.kernels.platform import cuda, kernel
 from llmcli.backends.reference.step import Step
 from llmcli.kv import BLOCK, KVCache, Sequence
 from llmcli.plan import CacheLayer
@@ -96,3 +97,23 @@ class Operand:
 
 def random(*shape: int, seed: int = 1) -> Array:
     return np.random.default_rng(seed).standard_normal(shape).astype(F)
+
+
+def applied(function: Any, *columns: Any, dtype: Any = F) -> Array:
+    """What a device function of one or three numbers says of each row of these columns, which have its arguments' types."""
+
+    @kernel
+    def of_one(out, a):  # type: ignore[no-untyped-def]
+        i = cuda.grid(1)
+        if i < len(out):
+            out[i] = function(a[i])
+
+    @kernel
+    def of_three(out, a, b, c):  # type: ignore[no-untyped-def]
+        i = cuda.grid(1)
+        if i < len(out):
+            out[i] = function(a[i], b[i], c[i])
+
+    out = np.zeros(len(columns[0]), dtype)
+    {1: of_one, 3: of_three}[len(columns)][-(-len(out) // 32), 32](out, *columns)
+    return out

@@ -7,11 +7,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from steps import F, Operand, Tokens, counts, random
+from steps import F, Operand, Tokens, applied, counts, random
 
 from llmcli.backends.cuda.kernels import mathematics
 from llmcli.backends.cuda.kernels.elementwise import KERNELS, elementwise
 from llmcli.backends.cuda.kernels.norm import norm
+from llmcli.backends.cuda.kernels.platform import device
 from llmcli.backends.cuda.kernels.position import position_add
 from llmcli.backends.cuda.kernels.rope import rope
 from llmcli.backends.cuda.kernels.route import route
@@ -37,17 +38,28 @@ PLAIN: dict[str, Any] = {
 }
 
 
+@device
+def cosine(angle):
+    return mathematics.cosine_sine(angle)[0]
+
+
+@device
+def sine(angle):
+    return mathematics.cosine_sine(angle)[1]
+
+
 def test_mathematics() -> None:
     x = np.concatenate([np.linspace(-110, 92, 797), random(200) * 5, [0, np.inf, -np.inf]]).astype(F)
     wide = x.astype(np.float64)
     with np.errstate(over="ignore", under="ignore"):
         exact = np.exp(wide).astype(F)
-    found = np.array([mathematics.exp(v) for v in x])
-    np.testing.assert_array_max_ulp(found, exact, 1)
-    np.testing.assert_array_max_ulp(np.array([mathematics.tanh(v) for v in x]), np.tanh(wide).astype(F), 3)
-    assert np.isnan(mathematics.exp(F(np.nan))) and np.isnan(mathematics.tanh(F(np.nan)))
-    for angle in (0.0, 0.7, 1.6, 3.0, 4.8, 6.0, 131071.0, 1.5e6):
-        np.testing.assert_allclose(mathematics.cosine_sine(np.float64(angle)), (np.cos(angle), np.sin(angle)), atol=1e-11)
+    np.testing.assert_array_max_ulp(applied(mathematics.exp, x), exact, 1)
+    np.testing.assert_array_max_ulp(applied(mathematics.tanh, x), np.tanh(wide).astype(F), 3)
+    nothing = np.full(1, np.nan, F)
+    assert np.isnan(applied(mathematics.exp, nothing)) and np.isnan(applied(mathematics.tanh, nothing))
+    angles = np.array([0.0, 0.7, 1.6, 3.0, 4.8, 6.0, 131071.0, 1.5e6])
+    for function, expected in ((cosine, np.cos(angles)), (sine, np.sin(angles))):
+        np.testing.assert_allclose(applied(function, angles, dtype=np.float64), expected, atol=1e-11)
 
 
 @pytest.mark.parametrize("name", [name for name in KERNELS if name != "scale_rows"])

@@ -1,0 +1,70 @@
+"""`benchmarks/gpu.py` in the simulator, with the smallest of everything: its way from the first stage to the table, and stages that go
+wrong. Its figures mean nothing here."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import gpu  # noqa: E402
+
+
+def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
+    path = tmp_path / "gpu.json"
+    command = [sys.executable, str(ROOT / "benchmarks/gpu.py"), "--dry", "--json", str(path), "--budget", "550"]
+    done = subprocess.run([*command, "--stages", "tests,peaks,kernels,models,parity,start"], capture_output=True, text=True, timeout=580)
+    found = json.loads(path.read_text())
+    assert done.returncode == 0, done.stdout + json.dumps(found["stages"], indent=1)
+    assert found["simulated"] and done.stdout.endswith("simulated: no figure counts\n")
+    stages = found["stages"]
+    assert {stage["state"] for stage in stages.values()} == {"done"}
+    assert "passed" in stages["tests"]["rows"][-1]["line"]
+    kinds = {name: {row["what"] for row in stage["rows"]} for name, stage in stages.items()}
+    assert kinds["kernels"] == {"operation", "matrix by vector", "matrix by matrix"}
+    operations = {row["kind"].partition(" ")[0] for row in stages["kernels"]["rows"] if row["what"] == "operation"}
+    assert {"linear", "attention", "norm", "rope", "top", "embed", "quantize", "experts_up", "experts_down", "route"} <= operations
+    assert kinds["models"] == {"made", "decode", "prompt"}
+    (first,) = [row for row in stages["models"]["rows"] if row["what"] == "decode"]
+    assert first["bytes"] > 0 and first["share_of_copy"] > 0
+    parity = {row["on_gpu"]: row for row in stages["parity"]["rows"]}
+    assert parity[0]["same_bits"] and parity[1]["same_top"] == 1 and parity[1]["largest_logit_error"] < 1e-4
+    (start,) = stages["start"]["rows"]
+    assert 0 < start["python_s"] < start["weights_read_s"] < start["loaded_s"] < start["first_token_s"] < start["second_token_s"]
+
+
+@pytest.mark.parametrize(
+    ("program", "state", "note"),
+    [
+        ('print(\'{"what": "copy", "bytes_per_s": 5}\'); 1 / 0', "failed", "ZeroDivisionError: division by zero"),
+        ('print(\'{"what": "copy", "bytes_per_s": 5}\', flush=True); import time; time.sleep(60)', "abandoned", "ended after 3 s"),
+    ],
+)
+def test_a_stage_that_goes_wrong_is_noted_and_keeps_its_rows(
+    program: str, state: str, note: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "GRACE", 1.0)
+    run = gpu.Run(tmp_path / "gpu.json", 100.0, False)
+    monkeypatch.setattr(run, "command", lambda name, limit: [sys.executable, "-c", program])
+    run.stage("peaks", 2.0)
+    run.write()
+    own: dict[str, Any] = json.loads((tmp_path / "gpu.json").read_text())["stages"]["peaks"]
+    assert own["state"] == state and note in (own.get("error"), own.get("note"))
+    assert own["rows"] == [{"what": "copy", "bytes_per_s": 5}] and run.known == {"copy": 5}
+    assert any(note in line for line in gpu.table(run.found))
+
+
+def test_without_a_package_its_stages_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(gpu, "here", lambda package: package != "torch")
+    run = gpu.Run(tmp_path / "gpu.json", 100.0, True)
+    assert run.all(["torch"]) == 0
+    assert "torch is not installed: no torch" in capsys.readouterr().out
+    assert json.loads((tmp_path / "gpu.json").read_text())["stages"]["torch"]["note"] == "not installed: torch"
