@@ -76,6 +76,11 @@ class PartedRunner:
             while not self._loaded():
                 pass
 
+    @property
+    def compile_seconds(self) -> float:
+        """How long kernels of its parts were compiled."""
+        return sum(getattr(part.runner, "compile_seconds", 0.0) for part in self._parts)
+
     def stop(self) -> None:
         self._stopped.set()
         for part in self._parts:

@@ -12,15 +12,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from devices import SPECS, made
 from stub_driver import ILLEGAL, Library
 
+from llmcli.backends.backend import Batch
 from llmcli.backends.cuda import device, driver, graph, objects
+from llmcli.backends.cuda import run as cuda_run
 from llmcli.backends.cuda.device import Gpu
 from llmcli.backends.cuda.kernels import select
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.memory import STAGE, Memory
 from llmcli.errors import DeviceError, OutOfMemory
+from llmcli.kv import KVCache
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator has no driver")
 
@@ -214,3 +218,35 @@ def test_a_lost_device(library: Library) -> None:
     library.fails = {"cuGraphLaunch": 719}
     with pytest.raises(DeviceError, match="GPU 0 failed: cuGraphLaunch: error 719"), memory.errors():
         replay()
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_model_is_driven(library: Library, name: str) -> None:
+    """All that a runner asks of the driver, but the kernels' work: what they would write stays zero."""
+    model = made(SPECS[name], "int4", "f16")
+    cache = KVCache(model.cache.layers, 3, "f16")
+    runner = cuda_run.load(model.plan, model.weights, cache, most_tokens=4)
+    assert runner.compile_seconds == 0
+    text, other = cache.sequence(), cache.sequence()
+    result = runner.run(Batch.of(text, np.arange(6, dtype=np.int32), "all"))
+    assert result.logits.shape == (6, model.plan.vocab) and not library.calls.count("cuGraphLaunch")
+    for token in range(4):
+        library.launches.clear()
+        assert runner.run(Batch.of(text, np.array([token], np.int32))).logits.shape == (1, model.plan.vocab)
+        assert len(library.launches) == (0 if token > 1 else len(runner._lowering.launches(1, 1)))
+    assert library.calls.count("cuGraphLaunch") == 3 and runner.recorded == 1
+    runner.run(Batch.of(other, np.array([1], np.int32)))
+    fork = text.fork()
+    fork.truncate(3)
+    runner.run(Batch.of(fork, np.array([1], np.int32)))  # in a block that is copied for it
+    assert "cuMemcpyDtoDAsync_v2" in library.calls
+    runner.run(Batch.of(fork, np.array([1, 2], np.int32), "all"))
+    for layer in range(len(cache.layers)):
+        numbers = np.random.default_rng(layer).integers(0, 255, runner.store.read(layer, 0).size).astype(np.uint8)
+        runner.store.write(layer, 0, numbers)
+        runner.store.write(layer, 1, once := runner.store.read(layer, 0))
+        np.testing.assert_array_equal(runner.store.read(layer, 1), once)
+    runner.close()
+    del cache, runner, text, other, fork
+    gc.collect()
+    assert not library.memory and library.pushed == 0

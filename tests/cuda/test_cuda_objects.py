@@ -58,11 +58,14 @@ def test_names() -> None:
 def test_kernels_are_compiled_once(compiled: list[Any], tmp_path: Path) -> None:
     said: list[str] = []
     told: list[tuple[str, int, int]] = []
+    before = objects.compile_seconds()
     first = objects.load(keys(), CAPABILITY, said.append, lambda *step: told.append(step))
     assert sorted(compiled) == sorted(objects.name(key) for key in keys())
     assert said == ["compiling 2 kernels for the GPU; this happens once and takes some seconds"]
     assert [step[1:] for step in told] == [(1, 2), (2, 2)]
+    took = objects.compile_seconds()
     assert objects.load(keys(), CAPABILITY, pytest.fail) == first and len(compiled) == 2
+    assert before < took == objects.compile_seconds()
     assert (tmp_path / "kernels").stat().st_mode & 0o777 == 0o700 and len(files(tmp_path)) == 2
     assert objects.load(keys()[:1], (8, 0)) != objects.load(keys()[:1], CAPABILITY), "a GPU's code is no other's"
 

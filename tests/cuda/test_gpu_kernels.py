@@ -17,7 +17,11 @@ pytestmark = pytest.mark.gpu
 FOLDER = Path(__file__).parent / "simulated"
 
 
-@pytest.mark.parametrize("file", sorted(path.name for path in FOLDER.glob("test_*.py")))
+FILES = sorted(path.name for path in FOLDER.glob("test_*.py") if path.name != "test_simulated_models.py")
+"""Whole models are test_gpu.py's, with kernels as they are started otherwise: from kept code."""
+
+
+@pytest.mark.parametrize("file", FILES)
 def test_kernels_on_a_gpu(file: str) -> None:
     if device.simulated():
         pytest.skip("the simulator is no GPU")

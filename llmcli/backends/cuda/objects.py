@@ -9,6 +9,7 @@ import hashlib
 import importlib.metadata
 import re
 import threading
+import time
 from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
@@ -37,6 +38,8 @@ Progress = Callable[[str, int, int], None]
 """(kernel that was just compiled, how many were, of how many)."""
 
 _lock = threading.Lock()
+_compiling: list[float] = []
+"""Seconds that each round of compiling took."""
 
 
 def load(
@@ -58,6 +61,7 @@ def load(
         if notify:
             what = f"{count} kernel{'' if count == 1 else 's'} for the GPU"
             notify(f"compiling {what}; this happens once and takes {'some seconds' if count < 10 else 'up to a minute'}")
+        start = time.perf_counter()
         with kept.alone(folder):
             # Whoever comes second finds what the first has compiled.
             found |= _kept(folder, [key for key in wanted if key not in found], capability, warn)
@@ -69,7 +73,13 @@ def load(
                 found[key] = code
                 if folder and not kept.keep_kernel(path(folder, key, capability), identity(key, capability), code, warn):
                     folder = None
+        _compiling.append(time.perf_counter() - start)
     return found
+
+
+def compile_seconds() -> float:
+    """How long this process has waited for kernels of GPUs to be compiled."""
+    return sum(_compiling)
 
 
 def _kept(folder: Path | None, keys: Iterable[Key], capability: tuple[int, int], warn: Notify) -> dict[Key, bytes]:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmcli.backends.backend import Batch, Notify, Result
-from llmcli.backends.cuda import graph, lower
+from llmcli.backends.cuda import graph, lower, objects
 from llmcli.backends.cuda.buffers import Buffers, height
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.kernels.step import words
@@ -73,7 +73,9 @@ class CudaRunner:
         cache.keep_in(self.store)
         # Kernels differ for few tokens and for more, so that these are all of them.
         sizes = dict.fromkeys(min(height(most_tokens), rows) for rows in (1, 2, 4, 8, 16))
+        before = objects.compile_seconds()
         self._memory.prepare((launch for rows in sizes for launch in self._lowering.launches(rows, rows)), notify)
+        self.compile_seconds = objects.compile_seconds() - before
         self._steps: dict[tuple[int, int], Step] = {}
         self._stopped = threading.Event()
 

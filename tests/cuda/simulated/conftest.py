@@ -7,6 +7,8 @@ import os
 import transfers
 from numba import config
 
+from llmcli.backends.cuda import kernels
+
 ON_GPU = bool(os.environ.get("LLMCLI_TEST_ON_GPU"))
 
 if config.ENABLE_CUDASIM:
@@ -14,6 +16,8 @@ if config.ENABLE_CUDASIM:
     from numba.cuda.simulator import kernel
 
     kernel.BlockManager = blocks.Block
+if ON_GPU:
+    kernels.COMPILING = True  # by Numba in this process: tests have kernels of their own
 if config.ENABLE_CUDASIM or ON_GPU:
     transfers.install()
 else:
