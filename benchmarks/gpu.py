@@ -43,7 +43,7 @@ NEEDS = {
     "numba_cuda": tuple(SHARES)[:-1],
     "llvmlite": tuple(SHARES)[:-1],
     "cuda.bindings": tuple(SHARES)[:-1],
-    "tokenizers": ("parity", "start", "models", "kernels"),
+    "tokenizers": ("models", "parity", "start"),
     "pytest": ("tests",),
     "torch": ("torch",),
 }
@@ -53,8 +53,8 @@ PARALLEL = 6
 """Processes for the tests, which mostly compile, where pytest-xdist is installed."""
 GRACE = 5.0
 """Seconds after a stage's time until it is ended."""
-TAIL = 3000
-"""Characters of what a failed stage said last."""
+TAIL, LINES = 3000, 300
+"""Characters of what a failed stage said last; lines that are kept of the tests."""
 
 
 def main() -> int:
@@ -146,13 +146,15 @@ class Run:
             self.take(name, lines)
 
     def take(self, name: str, lines: Iterable[str]) -> None:
+        own = self.found["stages"][name]
         for line in lines:
-            row = {"what": "pytest", "line": line.strip()} if name == "tests" else json.loads(line)
-            rows = self.found["stages"][name]["rows"]
-            if name == "tests":  # the last line counts
-                rows.clear()
-            if name != "tests" or row["line"]:
-                rows.append(row)
+            if name == "tests":  # in pytest's own words
+                own["output"] = [*own.get("output", []), line.rstrip()][-LINES:]
+                if text := line.strip():
+                    own["rows"] = [{"what": "pytest", "line": text}]
+                continue
+            row = json.loads(line)
+            own["rows"].append(row)
             for what, figure in (("copy", "bytes_per_s"), ("bf16", "flop_per_s")):
                 if row["what"] == what:
                     self.known[what] = row[figure]

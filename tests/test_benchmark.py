@@ -67,7 +67,7 @@ def test_random_weights_are_like_a_models(quantization: str) -> None:
             assert len(np.unique(values, axis=0)) == len(values)
 
 
-@pytest.mark.parametrize(("name", "parameters"), [("135M", 134.5e6), ("1B", 1.1e9), ("3B", 3.21e9), ("8B", 8.03e9)])
+@pytest.mark.parametrize(("name", "parameters"), [("135M", 134.5e6), ("1B", 1.1e9), ("3B", 3.21e9), ("8B", 8.03e9), ("32B", 32.76e9)])
 def test_shapes_are_those_of_known_models(name: str, parameters: float) -> None:
     assert abs(decoder.plan(shapes.SHAPES[name], 512).parameters / parameters - 1) < 0.01
 

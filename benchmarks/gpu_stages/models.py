@@ -21,7 +21,7 @@ DEEP = 4096
 """Another depth for tokens one by one."""
 LARGEST_STEP = 2048
 TOKENS = 32
-NEEDED = 12.0
+NEEDED = 8.0
 """Seconds that a model takes about."""
 
 
@@ -58,7 +58,7 @@ def decode(stage: Stage, model, name: str, quantization: str, depth: int) -> Non
         model.runner.run(Batch.of(text, token))
     wall = (time.perf_counter() - start) / count
     step = model.runner._steps[1, 1]
-    device = seconds(model.memory, step, stage.dry)
+    device = seconds(model.memory, step, stage.dry, record=False)
     size = Costs(model.plan, model.weights, model.cache).step(Step(text.length - 1, 1, 1)).bytes
     stage.say(
         "decode", shape=name, quantization=quantization, depth=depth, tokens_per_s=1 / wall, device_tokens_per_s=1 / device,

@@ -22,16 +22,16 @@ from llmcli.models.spec import Spec
 from llmcli.weights.randoms import format_of
 
 DRAWN, DRAWN_DRY = 64 << 20, 1 << 14
-"""Bytes of a block."""
-SCALES = 1 << 16
-"""Scales of a block."""
+"""Bytes of a block of random bytes."""
+NORMAL, NORMAL_DRY = 1 << 20, 1 << 12
+"""Numbers of a block of normal ones."""
 
 
 class Source:
     """Random bytes on the GPU. memory: llmcli.backends.cuda.memory.Memory."""
 
     def __init__(self, memory: Any, dry: bool) -> None:
-        self.memory, self._rng = memory, np.random.default_rng(0)
+        self.memory, self._rng, self._normal = memory, np.random.default_rng(0), NORMAL_DRY if dry else NORMAL
         count = DRAWN_DRY if dry else DRAWN
         self._bytes = memory.upload([self._rng.integers(0, 256, count, np.uint8)], count, np.uint8)
         self._blocks: dict[Any, Any] = {}
@@ -73,7 +73,7 @@ class Source:
         """A block of normal numbers, f32, f16 or bf16. around: their mean, which the deviation is then a part of."""
         key = format, deviation, around
         if key not in self._blocks:
-            values = self._rng.standard_normal(SCALES, np.float32) * np.float32(deviation)
+            values = self._rng.standard_normal(self._normal, np.float32) * np.float32(deviation)
             values = (1 + values) * np.float32(around) if around else values
             if format == "bf16":
                 values = (values.view(np.uint32) >> 16).astype(np.uint16)

@@ -95,9 +95,10 @@ def start(memory: Any, launches: Iterable[Launch]) -> None:
         launch.kernel[launch.grid, launch.block, memory.stream](*launch.args)
 
 
-def seconds(memory: Any, work: Callable[[], None], dry: bool = False) -> float:
-    """Seconds that `work` takes on the GPU: recorded as a graph and repeated, by the GPU's own clock; the median of some measurements.
-    memory: llmcli.backends.cuda.memory.Memory. In the simulator: the seconds of one call, which mean nothing."""
+def seconds(memory: Any, work: Callable[[], None], dry: bool = False, record: bool = True) -> float:
+    """Seconds that `work` takes on the GPU: recorded as a graph (a graph itself needs that no more) and repeated, by the GPU's own clock;
+    the median of some measurements. memory: llmcli.backends.cuda.memory.Memory. In the simulator: the seconds of one call, which mean
+    nothing."""
     with memory.errors():
         start = time.perf_counter()
         work()
@@ -106,7 +107,7 @@ def seconds(memory: Any, work: Callable[[], None], dry: bool = False) -> float:
             return time.perf_counter() - start
         from llmcli.backends.cuda import graph
 
-        replay = graph.capture(memory.stream, work) or work
+        replay = (graph.capture(memory.stream, work) if record else None) or work
         replay()
         count = max(1, min(200, math.ceil(SHORT / max(_lasts(memory, replay, 1), 1e-6))))
         return statistics.median(_lasts(memory, replay, count) / count for _ in range(ROUNDS))

@@ -40,7 +40,8 @@ llm bench --json
 class Options(Json, Common):
     model: ModelName = None
     shape: Annotated[
-        str | None, option("--shape", section=MODEL, metavar="SHAPE", help="random weights instead: 135M, 1B, 3B, 8B, or a config.json")
+        str | None,
+        option("--shape", section=MODEL, metavar="SHAPE", help="random weights instead: 135M, 1B, 3B, 8B, 32B, or a config.json"),
     ] = None
     quant: Annotated[
         Literal["int8", "int4", "none"] | None,

@@ -1,7 +1,7 @@
 """Shapes of well-known models, by size: what a model that exists only to be measured looks like.
 
 All are of one family; `llm bench --shape config.json` takes the shape of any other. Sizes are those of SmolLM2 135M, TinyLlama 1.1B,
-Llama 3.2 3B and Llama 3.1 8B.
+Llama 3.2 3B, Llama 3.1 8B and Qwen2.5 32B (without its biases).
 """
 
 from __future__ import annotations
@@ -22,4 +22,5 @@ SHAPES = {
     "1B": _llama(32000, 2048, 22, 32, 4, 64, 5632, False, 1e4, 8192),
     "3B": _llama(128256, 3072, 28, 24, 8, 128, 8192, True, 5e5, 131072),
     "8B": _llama(128256, 4096, 32, 32, 8, 128, 14336, False, 5e5, 131072),
+    "32B": _llama(152064, 5120, 64, 40, 8, 128, 27648, False, 1e6, 32768),
 }
