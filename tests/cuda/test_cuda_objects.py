@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import subprocess
@@ -100,6 +101,20 @@ def test_what_other_versions_made_is_stale(compiled: list[Any], tmp_path: Path) 
     (tmp_path / "kernels" / "cuda-pictures").mkdir()
     (tmp_path / "kernels" / ("cuda-" + "1" * 16)).symlink_to(tmp_path)
     assert objects.stale() == [old]
+
+
+def test_every_source_of_a_kernel_counts() -> None:
+    """Others that kernels' modules import make no code: device.py and launch.py; formats and plans, whose numbers are arguments; errors."""
+    home, arguments = Path(objects.__file__).parent, {"device", "launch", "llmcli.formats", "llmcli.plan", "llmcli.errors"}
+    counted = {Path(source).stem for source in objects.SOURCES}
+    for path in (home / "kernels").glob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.ImportFrom) and str(node.module).startswith("llmcli"):
+                for name in node.names:
+                    imported = f"{node.module}.{name.name}".removeprefix("llmcli.backends.cuda.").removeprefix("kernels.")
+                    short = imported.removeprefix("llmcli.").partition(".")[0]
+                    inside = str(node.module).startswith("llmcli.backends.cuda.kernels") or imported == "kernels"
+                    assert inside or short in counted or imported.startswith(tuple(arguments)), f"{path.name} imports {imported}"
 
 
 def test_starting_kernels_imports_no_compiler() -> None:

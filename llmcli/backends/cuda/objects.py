@@ -25,8 +25,8 @@ PREFIX, MAKER_BYTES = "cuda-", 8
 """Of a folder's name, which ends with a digest of so many bytes."""
 PROCESSES = 8
 COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
-SOURCES = ("kernels/*.py", "compile.py", "weights.py")
-"""What makes code besides them; of weights.py, layouts."""
+SOURCES = ("kernels/*.py", "compile.py", "weights.py", "../../kv.py", "../../ops.py")
+"""What makes code besides them; of the last three, sizes."""
 SLOW = ("attention_prompt", "top", "attention_decode", "decode", "prompt")
 """Modules whose kernels take longest to compile."""
 
@@ -141,6 +141,6 @@ def _compilers() -> tuple[str, ...]:
 @cache
 def _sources() -> str:
     here, found = Path(__file__).parent, hashlib.blake2b()
-    for source in sorted(path for pattern in SOURCES for path in here.glob(pattern)):
+    for source in sorted(path for pattern in SOURCES for path in (here / pattern).parent.glob(Path(pattern).name)):
         found.update(source.name.encode() + b"\0" + source.read_bytes())
     return found.hexdigest()

@@ -1,2 +1,3 @@
+"""The GPU's kernels. COMPILING: whether this process compiles them, set before one is imported; others know them by name (named.py)."""
+
 COMPILING = False
-"""Set by the process that compiles kernels, before it imports one."""
