@@ -246,7 +246,7 @@ def top(logits: Array) -> tuple[Array, Array, Array]:
     stats = np.full((len(logits), 2), np.nan)
     fields = {"logits": address(given), "logits_stride": given.strides[0], "vocab": logits.shape[1], "keep": keep}
     args = pack(TOP, header=0, **fields, ids=address(ids), values=address(values), stats=address(stats))
-    call(kernel("top.rows"), args, range(len(logits)))
+    call(kernel("top.rows"), args, reversed(range(2 * len(logits))))
     return ids, values, stats
 
 

@@ -253,7 +253,7 @@ def _top(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     buffers = at.buffers
     arrays: dict[str, npt.NDArray[Any]] = {"ids": buffers.top_ids, "values": buffers.top_values, "stats": buffers.top_stats}
     fields = {name: int(array.ctypes.data) for name, array in arrays.items()}
-    return records.TOP, {**at.place("logits", op.inputs[0]), "vocab": at.plan.vocab, "keep": buffers.keep, **fields}, 1, 1
+    return records.TOP, {**at.place("logits", op.inputs[0]), "vocab": at.plan.vocab, "keep": buffers.keep, **fields}, 1, 2
 
 
 LOWER: dict[str, Callable[[Lowering, Op, int, int], Lowered]] = {

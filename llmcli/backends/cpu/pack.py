@@ -1,4 +1,4 @@
-"""Packing weights with a compiled kernel: the twin of formats/search.py, with the same bytes, ten times as fast."""
+"""Packing weights with compiled kernels: twins of formats/search.py and formats/int8.py, with the same bytes, several times as fast."""
 
 from __future__ import annotations
 
@@ -12,29 +12,38 @@ from llmcli.formats import format as formats
 from llmcli.formats import search
 from llmcli.formats.format import ROWS, Bytes, Floats, aligned
 
-KERNEL: objects.Key = ("pack.int4", ())
+INT4: objects.Key = ("pack.int4", ())
+INT8: objects.Key = ("pack.int8", ())
 BINS = 32
 WIDTH = 16
 """Halves of a code's unit in a bin."""
 GIANT = np.float32(1e6)
 """Weights beyond it may need scales that f16 cannot hold: the oracle says so."""
-WORTH = 32 << 20
-"""Weights that NumPy searches in about the time that compiling takes."""
+WORTH = {INT4: 32 << 20, INT8: 512 << 20}
+"""Weights that NumPy packs in about the time that compiling takes."""
 
 
 class Packer:
     """(format, f32 [N, K]) -> the packed matrix, by the kernel where it is kept or there is enough to do to compile it."""
 
     def __init__(self) -> None:
-        self._seen = 0
+        self._seen = dict.fromkeys(WORTH, 0)
 
     def __call__(self, format: str, values: Floats) -> Bytes:
         """Raises NumericalError."""
-        if searched(format):
-            self._seen += values.size
-            if objects.ready(KERNEL) or self._seen > WORTH:
-                return int4(format, values)
+        key = kernel_of(format)
+        if key:
+            self._seen[key] += values.size
+            if objects.ready(key) or self._seen[key] > WORTH[key]:
+                return packed(format, values)
         return formats.get(format).pack(values)
+
+
+def kernel_of(format: str) -> objects.Key | None:
+    """The kernel that packs the format."""
+    if searched(format):
+        return INT4
+    return INT8 if formats.get(format).FORMAT.bits == 8 else None
 
 
 def searched(format: str) -> bool:
@@ -46,18 +55,19 @@ def searched(format: str) -> bool:
     return bool(np.diff(codes[1:] + codes[:-1]).min() >= WIDTH and 2 * np.ptp(codes) < BINS * WIDTH)
 
 
-def int4(format: str, values: Floats) -> Bytes:
-    """f32 [N, K] -> the packed matrix, as the format's `pack` makes it; raises what that does."""
-    module = formats.get(format)
+def packed(format: str, values: Floats) -> Bytes:
+    """f32 [N, K] -> the packed matrix, as the `pack` of a format with a kernel makes it; raises what that does."""
+    module, key = formats.get(format), kernel_of(format)
+    assert key is not None
     rows, columns = values.shape
     values = np.ascontiguousarray(values)
     if values.size == 0 or not max(values.max(), -values.min()) < GIANT:
         return module.pack(values)
-    kernel = threads.function(objects.load([KERNEL])[KERNEL])
+    kernel = threads.function(objects.load([key])[key])
     sections = module.sections(rows, columns)
     out = aligned(module.size(rows, columns))
     out[sum(sections) :] = 0
-    tables = _tables(module.FORMAT.codes)
+    tables = _tables(module.FORMAT.codes) if key == INT4 else out
     start = int(out.ctypes.data)
     args = pack(
         PACK,

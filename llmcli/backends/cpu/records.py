@@ -87,7 +87,7 @@ EXPERTS_COMBINE = _record("EXPERTS_COMBINE", "header weights weights_stride chos
 
 SELECT = _record("SELECT", "header x x_stride out out_stride columns")
 TOP = _record("TOP", "header logits logits_stride vocab keep ids values stats")
-"""ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. One chunk = one row."""
+"""ids i32 and values f32 [R, keep]; stats f64 [R, 2]: log-sum-exp, entropy in nats. Two chunks a row: its stats, and the rest."""
 CHECKSUM = _record("CHECKSUM", "header data size start out")
 CLOCK = _record("CLOCK", "header clock out")
 """clock: the number of a POSIX clock; out: address of a timespec, i64 seconds and i64 nanoseconds."""
@@ -96,7 +96,7 @@ READ = _record("READ", "header data chunk_bytes out")
 LIMIT = _record("LIMIT", "header steps out")
 """One chunk does `steps` steps of products in registers; out: as in READ."""
 PACK = _record("PACK", "header x x_stride columns rows codes scales tables")
-"""f32 x [rows, columns] -> an int4 matrix: codes and scales as formats/int4.py has them. tables: for each bin of 16 halves of a
+"""f32 x [rows, columns] -> an int4 or int8 matrix: codes and scales as the format has them. tables, of int4: for each bin of 16 halves of a
 code's unit, counted from the lowest code on, i32 [32] the last place before its border, f32 [32] the codes below and above it,
 i32 [32] the number of the one below; then f32 [16] what the candidate scales put the extreme value on, twice the lowest
 code, and the last place. One chunk = 16 rows."""

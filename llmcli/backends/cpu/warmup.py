@@ -11,7 +11,17 @@ SHAPES = ((64, 1), (64, 2), (64, 3), (64, 4), (64, 7), (64, 8), (128, 1), (128, 
 billion parameters."""
 PRODUCTS = ("int4", "int8")
 CACHE = "f16"
-PLAIN = ("embed.int8", "norm.rms", "rope.half", "elementwise.silu_multiply", "select.rows", "top.rows", "checksum.sum", "pack.int4")
+PLAIN = (
+    "embed.int8",
+    "norm.rms",
+    "rope.half",
+    "elementwise.silu_multiply",
+    "select.rows",
+    "top.rows",
+    "checksum.sum",
+    "pack.int4",
+    "pack.int8",
+)
 TAPS = ("elementwise.scale",)
 """What copies for those who look inside."""
 

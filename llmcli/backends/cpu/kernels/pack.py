@@ -1,8 +1,10 @@
-"""Weights to int4 with the scale search of formats/search.py, bit for bit: the same numbers, in the same order.
+"""Weights to int8 as formats/int8.py packs them, and to int4 with the scale search of formats/search.py, bit for bit: the same
+numbers, in the same order.
 
 A chunk is a tile of 16 rows. A lane is a row, so one vector holds a column of 16 groups, and a sum over a group is a sum of 32
-vectors. What search.py looks up for every half of a code's unit is looked up here in bins of 16 halves, with one border between
-two codes at most in each (`backends/cpu/pack.py` makes the tables): a candidate costs some 15 instructions for 16 weights.
+vectors. int8 takes some 15 instructions for 16 weights, a third of them to turn rows into lanes. What search.py looks up for every
+half of a code's unit is looked up here in bins of 16 halves, with one border between two codes at most in each
+(`backends/cpu/pack.py` makes the tables): a candidate costs some 15 instructions for 16 weights.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from llmcli.backends.cpu.kernels.vectors import (
     load_f32,
     load_f32x16,
     load_first,
+    rounded,
     smaller,
     splat,
     splat_i32,
@@ -35,6 +38,7 @@ from llmcli.backends.cpu.records import PACK
 
 F = np.float32
 INFINITY = F(np.inf)
+MOST = F(127)
 BORDERS, LOWER, UPPER, NUMBERS, CANDIDATES, LOWEST, LAST = 0, 128, 256, 384, 512, 576, 580
 """Where each table begins (records.PACK)."""
 LOW = [lane for i in range(8) for lane in (i, 16 + i)]
@@ -125,6 +129,39 @@ def number_of(x, column, twice, tables):
     return look_up(tables + NUMBERS, place >> 4) + choose(is_upper(place, tables), splat_i32(1), splat_i32(0))
 
 
+@inline
+def load_group(x, source, stride, count, n):
+    """32 columns of 16 rows to 32 vectors at x; rows from `count` on and columns from n on are zero."""
+    store_transposed(x, source, stride, count, n)
+    store_transposed(x + 1024, source + 64, stride, count, n - 16)
+
+
+def int8():
+    def kernel(args, chunk, thread):
+        columns, stride = field(args, PACK.columns), field(args, PACK.x_stride)
+        groups, count = (columns + 31) // 32, field(args, PACK.rows) - chunk * 16
+        source = field(args, PACK.x) + chunk * 16 * stride
+        codes, scales = field(args, PACK.codes) + chunk * groups * 512, field(args, PACK.scales) + chunk * groups * 32
+        x, most = stack_memory(), splat(MOST)
+        for group in range(groups):
+            load_group(x, source + group * 128, stride, count, columns - group * 32)
+            magnitude = splat(F(0))
+            for column in range(32):
+                magnitude = larger(absolute(load_f32x16(x + column * 64)), magnitude)
+            store_f16(scales, magnitude / most)
+            scale = load_f16(scales)
+            inverse = choose(greater(scale, splat(F(0))), splat(F(1)) / scale, splat(F(0)))
+            for j in range(8):
+                fours = splat_i32(0)
+                for i in range(4):
+                    code = rounded(smaller(larger(load_f32x16(x + (4 * j + i) * 64) * inverse, -most), most))
+                    fours = fours | code + splat_i32(128) << 8 * i
+                store_vector(codes + j * 64, fours)
+            codes, scales = codes + 512, scales + 32
+
+    return kernel
+
+
 def int4():
     def kernel(args, chunk, thread):
         columns, stride, tables = field(args, PACK.columns), field(args, PACK.x_stride), field(args, PACK.tables)
@@ -133,8 +170,7 @@ def int4():
         codes, scales = field(args, PACK.codes) + chunk * groups * 256, field(args, PACK.scales) + chunk * groups * 32
         x = stack_memory()
         for group in range(groups):
-            store_transposed(x, source + group * 128, stride, count, columns - group * 32)
-            store_transposed(x + 1024, source + group * 128 + 64, stride, count, columns - group * 32 - 16)
+            load_group(x, source + group * 128, stride, count, columns - group * 32)
             low = high = load_f32x16(x)
             for column in range(1, 32):
                 low, high = smaller(load_f32x16(x + column * 64), low), larger(load_f32x16(x + column * 64), high)
@@ -157,4 +193,4 @@ def int4():
     return kernel
 
 
-KERNELS = {"int4": int4}
+KERNELS = {"int4": int4, "int8": int8}

@@ -1,4 +1,5 @@
-"""Statistics of logits: the largest, in order, and log-sum-exp and entropy of the softmax. One chunk is one row.
+"""Statistics of logits: the largest, in order, and log-sum-exp and entropy of the softmax. A row is two chunks,
+because a step of one token has one row.
 
 Nothing is sorted but the result. Logits that exceed a threshold are collected with their ids; whenever the collection is
 full, it is cut down to the `keep` largest, whose smallest is the new threshold. In random order some 3,000 of 50,000
@@ -182,13 +183,15 @@ def statistics(logits, vocab, stats):
 
 def rows():
     def kernel(args, chunk, thread):
-        logits = field(args, TOP.logits) + chunk * field(args, TOP.logits_stride)
-        vocab, keep = field(args, TOP.vocab), field(args, TOP.keep)
-        statistics(logits, vocab, field(args, TOP.stats) + chunk * 16)
-        keys = stack_memory()
-        ids = keys + (ROOM + 16) * 4
-        collect(logits, vocab, keep, keys, ids)
-        put_in_order(keys, ids, keep, field(args, TOP.ids) + chunk * keep * 4, field(args, TOP.values) + chunk * keep * 4)
+        row, vocab, keep = chunk // 2, field(args, TOP.vocab), field(args, TOP.keep)
+        logits = field(args, TOP.logits) + row * field(args, TOP.logits_stride)
+        if chunk % 2 == 0:
+            statistics(logits, vocab, field(args, TOP.stats) + row * 16)
+        else:
+            keys = stack_memory()
+            ids = keys + (ROOM + 16) * 4
+            collect(logits, vocab, keep, keys, ids)
+            put_in_order(keys, ids, keep, field(args, TOP.ids) + row * keep * 4, field(args, TOP.values) + row * keep * 4)
 
     return kernel
 
