@@ -124,8 +124,8 @@ class Run:
                 code = process.wait(limit + GRACE)
                 own["state"] = "done" if code == 0 else "failed"
             except subprocess.TimeoutExpired:
+                end(process)
                 own |= {"state": "abandoned", "note": f"ended after {limit + GRACE:.0f} s"}
-            end(process)
             reader.join(GRACE)
             if own["state"] != "done":
                 own["said"] = tail(errors)
@@ -235,7 +235,7 @@ def machine() -> dict[str, Any]:
 
 
 def end(process: subprocess.Popen[str]) -> None:
-    """The process and what it has started, which is a group of its own: what has not ended by itself."""
+    """The process and what it has started, which is a group of its own."""
     for signal in (15, 9):
         try:
             os.killpg(process.pid, signal)

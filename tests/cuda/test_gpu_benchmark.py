@@ -9,11 +9,13 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
+from gpu_stages import parity  # noqa: E402
 
 
 def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
@@ -33,10 +35,28 @@ def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
     assert kinds["models"] == {"made", "decode", "prompt"}
     (first,) = [row for row in stages["models"]["rows"] if row["what"] == "decode"]
     assert first["bytes"] > 0 and first["share_of_copy"] > 0
-    parity = {row["on_gpu"]: row for row in stages["parity"]["rows"]}
-    assert parity[0]["same_bits"] and parity[1]["same_top"] == 1 and parity[1]["largest_logit_error"] < 1e-4
+    by_layers = {row["on_gpu"]: row for row in stages["parity"]["rows"]}
+    assert (
+        by_layers[1]["logit_deviation"] > 0.1
+        and by_layers[0]["same_bits"]
+        and by_layers[1]["same_top"] == 1
+        and by_layers[1]["largest_logit_error"] < 1e-4
+    )
     (start,) = stages["start"]["rows"]
     assert 0 < start["python_s"] < start["weights_read_s"] < start["loaded_s"] < start["first_token_s"] < start["second_token_s"]
+
+
+def test_distances_of_logits() -> None:
+    expected = np.random.default_rng(1).standard_normal((20, 600)).astype(np.float32)
+    found = expected.copy()
+    found[3, 7] += 9  # the likeliest now
+    found[5] += 0.5  # no other likeliest token, and the same probabilities
+    figures = parity.difference(found, expected)
+    assert figures["same_top"] == 0.95 and abs(figures["largest_logit_error"] - 9) < 1e-5 and not figures["same_bits"]
+    assert figures["logit_error_q50"] == 0 and abs(figures["logit_error_q99"] - 0.5) < 1e-6
+    assert abs(figures["largest_of_position_q99"] - np.quantile([9, 0.5, *[0] * 18], 0.99)) < 1e-5
+    exact = 9 - np.log1p((np.exp(9.0) - 1) * np.exp(np.float64(expected[3, 7])) / np.exp(expected[3].astype(np.float64)).sum())
+    assert abs(figures["largest_log_probability_error"] - max(exact, 9 - exact)) < 1e-3
 
 
 @pytest.mark.parametrize(

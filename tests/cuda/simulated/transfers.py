@@ -27,7 +27,8 @@ def there_and_back(args: tuple[Any, ...], start: Callable[..., None]) -> None:
         else:
             given.append(arg)
     start(*given)
-    cuda.synchronize()
+    if on_gpu:  # what has only arrays of its own may be recorded, which waiting would end
+        cuda.synchronize()
     for arg in args:
         if isinstance(arg, np.ndarray) and arg.flags.writeable:
             on_gpu[arg.ctypes.data, arg.nbytes].copy_to_host(arg.view(np.uint8))
