@@ -32,6 +32,8 @@ __all__ = ["Model", "Options", "Score", "ScoredToken", "Token", "load"]
 Text = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
+KV = ("auto", "f32", "f16", "int16", "int8")
+
 
 class Options(TypedDict, total=False):
     """How a token is drawn. What is left out or None comes from the model's generation_config.json, else from `sampling/settings.py`."""
@@ -107,7 +109,7 @@ def load(
 
     model: a name of `llm list` with ':int4', ':int8' or ':none' where there are several, or a path; None: the default model.
     context: tokens of a text and its continuation (the model's, at most 4,096). threads: None for the usable physical cores.
-    kv: 'auto', 'f32' or 'f16', the type of the KV cache. device: 'cpu' or 'reference'. texts: how many texts of a full context may be in
+    kv: 'auto', 'f32', 'f16', 'int16' or 'int8', the type of the KV cache. device: 'cpu' or 'reference'. texts: how many texts of a full context may be in
     work at once. verify: compare the weights' checksums.
 
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UsageError.
@@ -115,8 +117,8 @@ def load(
     for name, value, low, high in (("threads", threads, 1, 1024), ("texts", texts, 1, 2**16)):
         if value is not None and not low <= value <= high:
             raise UsageError(name, f"{value!r} is not a whole number from {low:,} to {high:,}", "Change it")
-    if kv not in ("auto", "f32", "f16"):
-        raise UsageError("kv", f"{kv!r} is none of auto, f32 and f16", "Change it")
+    if kv not in KV:
+        raise UsageError("kv", f"{kv!r} is none of {', '.join(KV)}", "Change it")
     return Model(engines.load(model, context=context, threads=threads, backend=device, kv=kv, texts=texts, verify=verify))
 
 

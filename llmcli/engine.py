@@ -123,7 +123,7 @@ def load(
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
-    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
+    kv: type of the KV cache, of kv.DTYPES, or 'auto' (f32 for unquantized weights, else int16). texts: how many texts of the full context the
     cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
     the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). notify: hears, in a line each, what
     takes unusually long or is out of order.
@@ -185,7 +185,7 @@ def checked_context(spec: Spec, wanted: int | None) -> int:
 
 def cache_type(quantization: str) -> str:
     """The type of the KV cache where nobody chooses one: f32 for unquantized weights."""
-    return "f32" if quantization == "none" else "f16"
+    return "f32" if quantization == "none" else "int16"
 
 
 def blocks(plan: Plan) -> int:
