@@ -33,6 +33,7 @@ Text = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
 KV = ("auto", "f32", "f16", "int16", "int8")
+"""Types of the KV cache."""
 
 
 class Options(TypedDict, total=False):
@@ -109,7 +110,7 @@ def load(
 
     model: a name of `llm list` with ':int4', ':int8' or ':none' where there are several, or a path; None: the default model.
     context: tokens of a text and its continuation (the model's, at most 4,096). threads: None for the usable physical cores.
-    kv: 'auto', 'f32', 'f16', 'int16' or 'int8', the type of the KV cache. device: 'cpu' or 'reference'. texts: how many texts of a full context may be in
+    kv: one of KV, the type of the KV cache. device: 'cpu' or 'reference'. texts: how many texts of a full context may be in
     work at once. verify: compare the weights' checksums.
 
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UsageError.

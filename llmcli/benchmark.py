@@ -234,6 +234,7 @@ def _rates(cost: Cost, seconds: float) -> dict[str, float]:
         "bytes_per_second": cost.bytes / seconds,
         "int8_operations_per_second": cost.int8 / seconds,
         "f32_operations_per_second": cost.f32 / seconds,
+        "int16_operations_per_second": cost.int16 / seconds,
     }
 
 
@@ -270,6 +271,7 @@ def _record(subject: Subject, test: Test, seconds: list[float], limit: Limits, m
         "bytes_per_token": cost.bytes,
         "int8_operations_per_token": cost.int8,
         "f32_operations_per_token": cost.f32,
+        "int16_operations_per_token": cost.int16,
         **rates,
         "read_share": rates["bytes_per_second"] / limit.model_read,
         "memory_read_share": rates["bytes_per_second"] / limit.memory_read,

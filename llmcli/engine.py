@@ -123,10 +123,10 @@ def load(
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
-    kv: type of the KV cache, of kv.DTYPES, or 'auto' (f32 for unquantized weights, else int16). texts: how many texts of the full context the
-    cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
-    the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). notify: hears, in a line each, what
-    takes unusually long or is out of order.
+    kv: type of the KV cache, of kv.DTYPES, or 'auto' (f32 for unquantized weights, else int16). texts: how many texts of the full
+    context the cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what
+    renders the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). notify: hears, in a line each,
+    what takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError.
     """
     start = time.perf_counter()

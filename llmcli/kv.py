@@ -3,7 +3,11 @@
 A block holds, for every layer and kv head, the keys and values of 256 consecutive positions of one sequence:
     keys    [16 tiles][D][16 positions]   a tile is transposed, so that lanes are positions, as lanes are rows in weights
     values  [256 positions][Dp]           Dp is the head size padded to 16
-    bytes   [block][layer][kv head][keys | values]
+    bytes   [block][layer][kv head][keys | values | scales]
+Numbers are f32 or f16, or codes (int16, int8), which have one scale for the key and one for the value of each position and head, f32
+[keys, values][256], and lie in pairs, because that is how they are multiplied and added in integers:
+    keys    [16 tiles][D / 2 pairs of columns][16 positions][2]
+    values  [128 pairs of positions][Dp][2]
 A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Beyond a
 sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
 """

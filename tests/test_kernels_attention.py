@@ -468,7 +468,8 @@ def test_attention_kernels_call_nothing() -> None:
 
 FOR_OTHERS = {
     "haswell": "(sees and small) or limits or (codes and (grouped or bits))",
-    "x86-64": "(sees and small) or (codes and odd) or (write_puts and 80) or exp or (activations and silu) or (rope and 20) or (top and 257)",
+    "x86-64": "(sees and small) or (codes and odd) or (write_puts and 80) or exp or (activations and silu) or (rope and 20)"
+    " or (top and 257)",
 }
 
 

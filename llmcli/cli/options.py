@@ -122,7 +122,6 @@ Threads = Annotated[
 CacheType = Annotated[
     Literal["auto", "f32", "f16", "int16", "int8"],
     option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32, f16, int16 or int8"),
-
 ]
 NoVerify = Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")]
 

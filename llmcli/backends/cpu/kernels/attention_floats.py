@@ -7,7 +7,18 @@ from numba import njit
 
 from llmcli.backends.cpu.kernels.mathematics import exp_below
 from llmcli.backends.cpu.kernels.outer import BYTES, outer
-from llmcli.backends.cpu.kernels.vectors import as_f64, field, larger, largest, load_f32x16, load_first, splat, store_f32, store_vector, total
+from llmcli.backends.cpu.kernels.vectors import (
+    as_f64,
+    field,
+    larger,
+    largest,
+    load_f32x16,
+    load_first,
+    splat,
+    store_f32,
+    store_vector,
+    total,
+)
 from llmcli.backends.cpu.kernels.visible import (
     MINUS_INFINITY,
     bend,

@@ -6,7 +6,21 @@ from __future__ import annotations
 from llvmlite import ir
 
 from llmcli.backends.cpu.kernels.dot import I16x32, dot2
-from llmcli.backends.cpu.kernels.instructions import F32, I8, I32, I64, Vector, broadcast, f32x16, i32x16, instruction, intp, load, store, void
+from llmcli.backends.cpu.kernels.instructions import (
+    F32,
+    I8,
+    I32,
+    I64,
+    Vector,
+    broadcast,
+    f32x16,
+    i32x16,
+    instruction,
+    intp,
+    load,
+    store,
+    void,
+)
 
 I8x32 = ir.VectorType(I8, 32)
 LOADS = {
