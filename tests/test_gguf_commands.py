@@ -10,7 +10,7 @@ import pytest
 
 from terminal import environment, on_terminal
 
-QUESTION = "What is the capital of France?"
+QUESTION = "Name the capital of France."
 
 
 def llm(home: Path, *words: str) -> subprocess.CompletedProcess[str]:
