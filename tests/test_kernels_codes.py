@@ -126,7 +126,10 @@ def test_kernels_of_codes_call_nothing_and_multiply_integers() -> None:
 
 
 @only_x86
-@pytest.mark.parametrize(("cpu", "chosen"), [("haswell", "limits or call_nothing or grouped"), ("x86-64", "odd or 8")])
+@pytest.mark.parametrize(
+    ("cpu", "chosen"),
+    [("haswell", "limits or call_nothing or (over_codes and grouped)"), ("x86-64", "cache_write or (over_codes and odd)")],
+)
 def test_other_cpus_pass_these_tests(cpu: str, chosen: str) -> None:
     if cpu == "haswell" and "avx2" not in target.features():
         pytest.skip("this CPU has no AVX2")
