@@ -30,7 +30,7 @@ BLOCK = 256
 LANES = 16
 
 DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in {"f32": "f4", "f16": "f2", "int16": "i2", "int8": "i1"}.items()}
-CODES = {"int16": 32512, "int8": 127}
+CODES = {"int16": 31744, "int8": 127}
 """Types of codes: the length of an int16 key's codes, the largest code of other keys and of values."""
 
 

@@ -10,7 +10,7 @@ from numba import njit
 from llmcli.backends.cpu.kernels.vectors import absolute, fma, larger, largest, load_first, splat, total
 
 F = np.float32
-CODES = F(32512)
+CODES = F(31744)
 """The length of a vector of codes, or the sum of weights: products of two such vectors stay below 2^31."""
 LEAST = F(2.0**-80)
 """Lengths and sums below it count as 0: their inverses would leave float32."""
