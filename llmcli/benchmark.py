@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcli import engine, memory
+from llmcli import engine, estimate, memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Notify
 from llmcli.backends.cpu import run as cpu
@@ -83,7 +83,7 @@ class Subject:
     ) -> None:
         backends.check(cpu, plan, weights)
         self.name, self.file, self.plan = name, file, plan
-        self.cache = KVCache(plan.cache, engine.blocks(plan), kv)
+        self.cache = KVCache(plan.cache, estimate.blocks(plan), kv)
         self.size = sum(len(tensor.data) for tensor in weights.values())
         self.costs = Costs(plan, weights, self.cache)
         self.runner = cpu.load(plan, weights, self.cache, threads or 0, engine.MOST_TOKENS, notify)
@@ -117,8 +117,8 @@ def load(
     with packed.open(store.find(reference)) as file:
         _check_context(Spec.from_json(file.spec), context)
         _, plan = engine.read_plan(file, context)
-        kind = engine.cache_type(file.quantization) if kv == "auto" else kv
-        memory.check(sum(engine.memory_of(file, plan, kind).values()), file.name, "Measure fewer tokens, or a smaller model")
+        kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+        engine.require_memory(file, plan, kind)
         return Subject(f"{file.name}:{file.quantization}", str(file.path), plan, file.load(verify), kind, threads, notify)
 
 
@@ -128,8 +128,8 @@ def random(
     """A model of this shape with random weights, made in memory. Raises OutOfMemory, UnsupportedModel, ContextOverflow."""
     _check_context(spec, context)
     plan = decoder.plan(spec, context)
-    kind = engine.cache_type(quantization) if kv == "auto" else kv
-    needed = engine.memory_needed(randoms.size_of(plan.weights, quantization), 0, plan, engine.blocks(plan), kind)
+    kind = estimate.cache_type(quantization) if kv == "auto" else kv
+    needed = estimate.Model(plan, tokenizer=0).needed(randoms.size_of(plan.weights, quantization), kind)
     memory.check(sum(needed.values()), f"a model of shape {name}", "Measure fewer tokens, or a smaller shape")
     return Subject(f"random-{name}:{quantization}", "", plan, randoms.tensors(plan.weights, quantization), kind, threads, notify)
 

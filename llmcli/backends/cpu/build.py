@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,10 +19,14 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
+from llmcli import memory
 from llmcli.backends.cpu.objects import Key
-from llmcli.errors import InternalError, ResourceError
+from llmcli.errors import InternalError, OutOfMemory, ResourceError
 
 PROCESSES = 2
+USUAL, LEAST = 224 << 20, 136 << 20
+"""Bytes that a compiler takes after all kernels of `llm warmup`, and after those of a small model alone: measured, with its libraries."""
+TODO = "Close other programs, or raise the limit for one run of llm warmup: kernels are kept"
 ROOT = Path(__file__).resolve().parents[3]
 """The folder that holds the package, for the other process's import path."""
 
@@ -29,13 +34,15 @@ ROOT = Path(__file__).resolve().parents[3]
 def compiled(symbols: Mapping[Key, str]) -> Iterator[tuple[Key, bytes]]:
     """Yields (key, image) of each kernel as it is ready. symbols: the name of each one's function.
 
-    Raises InternalError when a kernel does not compile, ResourceError when a compiler cannot start or ends early."""
+    Raises InternalError when a kernel does not compile, OutOfMemory where there is no room for a compiler, ResourceError when one
+    cannot start or ends early."""
+    count = _processes()
     waiting: queue.SimpleQueue[Key] = queue.SimpleQueue()
     for key in sorted(symbols, key=_effort, reverse=True):
         waiting.put(key)
     done: queue.SimpleQueue[tuple[Key, bytes | Exception]] = queue.SimpleQueue()
     with contextlib.ExitStack() as stack:
-        for _ in range(min(PROCESSES, len(symbols), os.cpu_count() or 1)):
+        for _ in range(min(count, len(symbols))):
             compiler = stack.enter_context(_Compiler())
             threading.Thread(target=_feed, args=(compiler, symbols, waiting, done), daemon=True).start()
         for _ in symbols:
@@ -43,6 +50,13 @@ def compiled(symbols: Mapping[Key, str]) -> Iterator[tuple[Key, bytes]]:
             if isinstance(code, Exception):
                 raise code
             yield key, code
+
+
+def _processes() -> int:
+    """How many compilers there are CPUs and memory for: one too many is ended by the system, or this process is."""
+    memory.check(LEAST, "the kernel compiler", TODO)
+    room = memory.available()
+    return max(1, min(PROCESSES, os.cpu_count() or 1, PROCESSES if room is None else room // USUAL))
 
 
 def _effort(key: Key) -> int:
@@ -108,7 +122,10 @@ class _Compiler:
         if head and not code:
             raise InternalError(f"kernel {key[0]} {key[1]} does not compile", self._last_error())
         if not head or len(code) < int(head):
-            raise ResourceError("the kernel compiler ended early", f"status {self.process.wait()} {self._last_error()}".strip())
+            status, last = self.process.wait(), self._last_error()
+            if status == -signal.SIGKILL:  # what a system that has no memory left does
+                raise OutOfMemory("not enough memory for the kernel compiler", "the system ended it", TODO)
+            raise ResourceError("the kernel compiler ended early", f"status {status} {last}".strip())
         return code
 
     def _last_error(self) -> str:
