@@ -170,7 +170,7 @@ def test_only_the_models_own_files_are_opened(case: Path, tmp_path: Path) -> Non
     assert not [name for name in opened if "passwd" in name or name.endswith("/../../secret")]
 
 
-NAMES = ["\x1b]0;owned\x07", "a\nllm: error: forged: line", "\x9b31m", "\u202eevil"]
+NAMES = ["\x1b]0;owned\x07\u202eevil", "a\nllm: error: forged: line\x9b31m"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))

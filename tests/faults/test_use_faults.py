@@ -123,6 +123,25 @@ def test_interrupts_at_thirty_moments(case: Path, twice: bool) -> None:
     print(interrupted(case, 30, twice, 12))
 
 
+def test_an_interrupt_while_a_long_text_is_encoded(case: Path, tmp_path: Path) -> None:
+    """Case 62: the library of tokenizers alone needs half a minute for it."""
+    (tmp_path / "long.txt").write_text("hello world " * 500_000)
+    with screen(["tokenize", "-m", "tiny:none", "-f", str(tmp_path / "long.txt")], case / "home") as shown:
+        while processor_time(shown.process.pid) < 1.5:
+            assert shown.process.poll() is None
+            time.sleep(0.01)
+        shown.process.send_signal(signal.SIGINT)
+        asked = time.monotonic()
+        assert shown.end() == 130 and b"Traceback" not in shown.shown
+        assert time.monotonic() - asked < 5, "on a machine that does other things too"
+
+
+def processor_time(process: int) -> float:
+    """Seconds that it has used so far."""
+    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_a_terminal_that_stops_continues_and_changes(case: Path) -> None:
     """Case 63: Ctrl-Z and fg, a new size, and the end of the terminal."""
     with screen(LONG, case / "home") as shown:
