@@ -184,7 +184,7 @@ with engine.opened("tiny:none", context=600, threads=int(sys.argv[1])) as model:
     ids = np.arange(1, 33, dtype=np.int32)
     for _ in range(int(sys.argv[2])):
         begun = time.perf_counter()
-        for _ in range(16):
+        for _ in range(int(sys.argv[3])):
             model.run(Batch.of(sequence, ids))
             sequence.truncate(0)
         best = min(best, time.perf_counter() - begun)
@@ -192,10 +192,10 @@ with engine.opened("tiny:none", context=600, threads=int(sys.argv[1])) as model:
 """
 
 
-def quota_speed(case: Path, cpus: float, wanted: int, rounds: int) -> float:
+def quota_speed(case: Path, cpus: float, wanted: int, rounds: int, steps: int = 16) -> float:
     """Seconds of some steps under a quota, with 0: our own choice of threads, or so many; the machine does other things too."""
     with cgroup(cpus=cpus) as group:
-        command = [*group, sys.executable, "-c", SPEED, str(wanted), str(rounds)]
+        command = [*group, sys.executable, "-c", SPEED, str(wanted), str(rounds), str(steps)]
         own = environment({"LLMCLI_HOME": str(case / "home"), "PYTHONPATH": os.pathsep.join(sys.path)})
         done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300, check=True)
     threads, best = done.stdout.split()
@@ -213,6 +213,18 @@ def test_a_quota_decides_threads(case: Path) -> None:
             proc = attempt(RUN, case / "home", wrapper=group)
         assert (proc.code, proc.out) == (0, right.out)
         assert_clean(proc, before, snapshot(case))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cpus", [0.5, 1.5])
+def test_a_quota_is_used_as_well_as_by_any_number_of_threads(case: Path, cpus: float) -> None:
+    """Case 49: our own choice is at most 15% slower than the best fixed number, measured in turns."""
+    best: dict[int, float] = {}
+    for _ in range(5):
+        for threads in range(min(3, len(os.sched_getaffinity(0)) + 1)):
+            best[threads] = min(best.get(threads, 1e9), quota_speed(case, cpus, threads, 4, 256))  # several periods of the quota
+    print(f"{cpus} CPUs: " + ", ".join(f"{threads or 'our own number of'} threads {1e3 * x:.1f} ms" for threads, x in best.items()))
+    assert best[0] <= 1.15 * min(best.values())
 
 
 def test_no_gpu_is_touched(case: Path, tmp_path: Path) -> None:
