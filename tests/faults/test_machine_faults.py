@@ -314,7 +314,7 @@ def test_a_control_group_with_little_memory(case: Path) -> None:
     """Case 56: from too little for anything to enough: a refusal that names what fits, and what it names does run. Never the end by
     the system, which a killed process would tell."""
     seen = set()
-    for megabytes in range(36, 60, 4):
+    for megabytes in range(28, 56, 4):
         with cgroup(memory=megabytes * 1_000_000) as group:
             before = snapshot(case)
             proc = attempt(RUN, case / "home", wrapper=group)
