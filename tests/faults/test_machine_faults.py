@@ -265,7 +265,7 @@ def steps(first: int, last: int) -> list[int]:
 
 def least() -> int:
     """MB of address space in which Python and its libraries start."""
-    return 280 + 26 * (os.cpu_count() or 1)
+    return 140 + 26 * (os.cpu_count() or 1)
 
 
 def test_some_sizes_of_memory(case: Path) -> None:
