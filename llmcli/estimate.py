@@ -109,9 +109,11 @@ def table(model: Model, variants: Sequence[Variant], kind: str, have: int) -> li
     wanted first. Each row has the largest context of its variant, up to the plan's. [] where nothing fits."""
     rows = []
     for variant in variants:
-        widest = min(DTYPES[kind].itemsize, DTYPES[cache_type(variant.quantization)].itemsize)
-        kinds = [name for name in DTYPES if DTYPES[name].itemsize <= widest]
-        for other in sorted({*kinds, kind} if variant is variants[0] else kinds, key=lambda name: -DTYPES[name].itemsize):
+        default = cache_type(variant.quantization)
+        first = kind if variant is variants[0] or DTYPES[kind].itemsize <= DTYPES[default].itemsize else default
+        # One type of each smaller size: the last one is the better one.
+        smaller = {dtype.itemsize: name for name, dtype in DTYPES.items() if dtype.itemsize < DTYPES[first].itemsize}
+        for other in (first, *(smaller[size] for size in sorted(smaller, reverse=True))):
             context, size = model.fits(have, variant.weights, other)
             if context:
                 rows.append((variant.name, other, str(context), f"{size / MIB:,.0f} MiB", variant.how))
