@@ -7,16 +7,19 @@ Nothing is printed: news go through callbacks. Imports are inside functions, bec
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 
-from llmcli import memory
-from llmcli.engine import DEFAULT_CONTEXT, Progress, blocks, cache_type, json_object, memory_needed, packer
+from llmcli import estimate
+from llmcli.engine import DEFAULT_CONTEXT, Progress, json_object, packer
 from llmcli.memory import MIB
 from llmcli.models import decoder
+from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import store
+from llmcli.weights.present import QUANTIZATIONS
+from llmcli.weights.wanted import Wanted
 
 
 def import_model(
@@ -68,6 +71,15 @@ def _check(files: Mapping[str, bytes]) -> None:
     Tokenizer(files["tokenizer.json"], read.get("tokenizer_config.json"))
 
 
+def _smaller(reference: str, wanted: Wanted, plan: Plan) -> Iterator[estimate.Variant]:
+    """What is wanted of a hub, in fewer bits."""
+    from llmcli.weights import randoms
+
+    for quantization in reversed(QUANTIZATIONS[: QUANTIZATIONS.index(wanted.quantization)]):
+        how = f"llm pull {store.name_of(reference)} --quant {quantization}"
+        yield estimate.Variant(f"{wanted.name}:{quantization}", quantization, randoms.size_of(plan.weights, quantization), how)
+
+
 def pull(
     reference: str,
     quant: str | None = None,
@@ -110,9 +122,11 @@ def pull(
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
         job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture), packer())
-        size, words, kind = job.packing.weights_size, len(files["tokenizer.json"]), cache_type(wanted.quantization)
-        least, most = (sum(memory_needed(size, words, plan, count, kind).values()) for count in (1, blocks(plan)))
-        memory.check(least, listing.repository, "Use --quant int4, or a smaller model")
+        size, kind = job.packing.weights_size, estimate.cache_type(wanted.quantization)
+        model = estimate.Model(plan, len(files["tokenizer.json"]))
+        here = estimate.Variant(f"{wanted.name}:{wanted.quantization}", wanted.quantization, size)
+        estimate.require(model, here, kind, lambda: _smaller(reference, wanted, plan), least=1)
+        most = sum(model.needed(size, kind).values())
         disk, free = job.check_disk()
         licence = f"licence {listing.licence}" if listing.licence else "no licence is named"
         say(f"{listing.repository} at {listing.commit[:12]}: {plan.parameters / 1e6:,.1f} million parameters, {licence}, {listing.access}")
@@ -120,5 +134,7 @@ def pull(
             f"{job.download / MIB:,.1f} MiB to download; {wanted.quantization} takes {size / MIB:,.1f} MiB, and {most / MIB:,.0f} MiB of"
             f" memory with {plan.context:,} tokens of context; {disk / MIB:,.1f} MiB of disk needed, {free / MIB:,.0f} MiB free"
         )
+        if (have := estimate.room()) is not None and most > have:
+            say(f"in the memory that is available now, {model.fits(have, size, kind)[0]:,} tokens of context fit")
         job.run(lambda done, total: progress(listing.repository, done, total) if progress else None)
     return path

@@ -32,6 +32,9 @@ __all__ = ["Model", "Options", "Score", "ScoredToken", "Token", "load"]
 Text = str | Sequence[int]
 """A text, or the ids of its tokens."""
 
+KV = ("auto", "f32", "f16", "int16", "int8")
+"""Types of the KV cache."""
+
 
 class Options(TypedDict, total=False):
     """How a token is drawn. What is left out or None comes from the model's generation_config.json, else from `sampling/settings.py`."""
@@ -108,7 +111,7 @@ def load(
 
     model: a name of `llm list` with ':int4', ':int8' or ':none' where there are several, or a path; None: the default model.
     context: tokens of a text and its continuation (the model's, at most 4,096). threads: None for the usable physical cores.
-    kv: 'auto', 'f32' or 'f16', the type of the KV cache. device: 'auto', 'cpu', 'cuda' or 'reference'. gpu_layers: how many layers may be
+    kv: one of KV, the type of the KV cache. device: 'auto', 'cpu', 'cuda' or 'reference'. gpu_layers: how many layers may be
     on GPUs, a number, 'auto' or 'all'. texts: how many texts of a full context may be in work at once. verify: compare the weights'
     checksums.
 
@@ -117,8 +120,8 @@ def load(
     for name, value, low, high in (("threads", threads, 1, 1024), ("texts", texts, 1, 2**16)):
         if value is not None and not low <= value <= high:
             raise UsageError(name, f"{value!r} is not a whole number from {low:,} to {high:,}", "Change it")
-    if kv not in ("auto", "f32", "f16"):
-        raise UsageError("kv", f"{kv!r} is none of auto, f32 and f16", "Change it")
+    if kv not in KV:
+        raise UsageError("kv", f"{kv!r} is none of {', '.join(KV)}", "Change it")
     if gpu_layers not in ("auto", "all") and (not isinstance(gpu_layers, int) or gpu_layers < 0):
         raise UsageError("gpu_layers", f"{gpu_layers!r} is neither 'auto', 'all' nor a number of layers", "Change it")
     options: dict[str, Any] = {"backend": device, "gpu_layers": gpu_layers, "kv": kv, "texts": texts, "verify": verify}

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from llmcli import engine, memory
+from llmcli import engine, estimate, memory
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Notify
 from llmcli.backends.cpu import run as cpu
@@ -83,7 +83,7 @@ class Subject:
     ) -> None:
         backends.check(cpu, plan, weights)
         self.name, self.file, self.plan = name, file, plan
-        self.cache = KVCache(plan.cache, engine.blocks(plan), kv)
+        self.cache = KVCache(plan.cache, estimate.blocks(plan), kv)
         self.size = sum(len(tensor.data) for tensor in weights.values())
         self.costs = Costs(plan, weights, self.cache)
         self.runner = cpu.load(plan, weights, self.cache, threads or 0, engine.MOST_TOKENS, notify)
@@ -117,8 +117,8 @@ def load(
     with packed.open(store.find(reference)) as file:
         _check_context(Spec.from_json(file.spec), context)
         _, plan = engine.read_plan(file, context)
-        kind = engine.cache_type(file.quantization) if kv == "auto" else kv
-        memory.check(sum(engine.memory_of(file, plan, kind).values()), file.name, "Measure fewer tokens, or a smaller model")
+        kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+        engine.require_memory(file, plan, kind)
         return Subject(f"{file.name}:{file.quantization}", str(file.path), plan, file.load(verify), kind, threads, notify)
 
 
@@ -128,8 +128,8 @@ def random(
     """A model of this shape with random weights, made in memory. Raises OutOfMemory, UnsupportedModel, ContextOverflow."""
     _check_context(spec, context)
     plan = decoder.plan(spec, context)
-    kind = engine.cache_type(quantization) if kv == "auto" else kv
-    needed = engine.memory_needed(randoms.size_of(plan.weights, quantization), 0, plan, engine.blocks(plan), kind)
+    kind = estimate.cache_type(quantization) if kv == "auto" else kv
+    needed = estimate.Model(plan, tokenizer=0).needed(randoms.size_of(plan.weights, quantization), kind)
     memory.check(sum(needed.values()), f"a model of shape {name}", "Measure fewer tokens, or a smaller shape")
     return Subject(f"random-{name}:{quantization}", "", plan, randoms.tensors(plan.weights, quantization), kind, threads, notify)
 
@@ -234,6 +234,7 @@ def _rates(cost: Cost, seconds: float) -> dict[str, float]:
         "bytes_per_second": cost.bytes / seconds,
         "int8_operations_per_second": cost.int8 / seconds,
         "f32_operations_per_second": cost.f32 / seconds,
+        "int16_operations_per_second": cost.int16 / seconds,
     }
 
 
@@ -270,6 +271,7 @@ def _record(subject: Subject, test: Test, seconds: list[float], limit: Limits, m
         "bytes_per_token": cost.bytes,
         "int8_operations_per_token": cost.int8,
         "f32_operations_per_token": cost.f32,
+        "int16_operations_per_token": cost.int16,
         **rates,
         "read_share": rates["bytes_per_second"] / limit.model_read,
         "memory_read_share": rates["bytes_per_second"] / limit.memory_read,

@@ -13,23 +13,24 @@ import numpy as np
 
 from llmcli.formats import format as formats
 from llmcli.formats.format import PackedTensor
-from llmcli.kv import BLOCK, KVCache
+from llmcli.kv import BLOCK, CODES, KVCache
 from llmcli.plan import Op, Plan
 
 
 @dataclass(frozen=True)
 class Cost:
-    """bytes: of weights and of the KV cache; int8, f32: operations on integers of 8 bits and on floats."""
+    """bytes: of weights and of the KV cache; int8, f32, int16: operations on integers of 8 bits, on floats, on integers of 16 bits."""
 
     bytes: float = 0
     int8: float = 0
     f32: float = 0
+    int16: float = 0
 
     def __add__(self, other: Cost) -> Cost:
-        return Cost(self.bytes + other.bytes, self.int8 + other.int8, self.f32 + other.f32)
+        return Cost(self.bytes + other.bytes, self.int8 + other.int8, self.f32 + other.f32, self.int16 + other.int16)
 
     def __truediv__(self, number: float) -> Cost:
-        return Cost(self.bytes / number, self.int8 / number, self.f32 / number)
+        return Cost(self.bytes / number, self.int8 / number, self.f32 / number, self.int16 / number)
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,8 @@ class Costs:
         keys = np.minimum(np.arange(step.start, step.start + step.tokens) + 1, window)
         read = min(step.start + step.tokens, window + step.tokens - 1)
         operations = 4 * _whole(op, "heads") * _whole(op, "head_size") * float(keys.sum())
-        return Cost(read * self._position_bytes(_whole(op, "layer")), f32=operations)
+        size = read * self._position_bytes(_whole(op, "layer"))
+        return Cost(size, int16=operations) if self.cache.dtype in CODES else Cost(size, f32=operations)
 
     def _position_bytes(self, layer: int) -> float:
         """Bytes that a layer keeps of one position."""

@@ -8,23 +8,27 @@ Where packed files come from is in `acquire.py`, what else is done with them in 
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from llmcli import memory
+from llmcli import estimate
 from llmcli.backends import backend as backends
 from llmcli.backends.backend import Batch, Result
-from llmcli.errors import CorruptFile, TemplateError, UsageError
+from llmcli.errors import CorruptFile, LlmError, TemplateError, UsageError
+from llmcli.estimate import MOST_TOKENS as MOST_TOKENS
 from llmcli.formats.format import Bytes, Floats, PackedTensor
-from llmcli.kv import BLOCK, KVCache
+from llmcli.kv import CODES, KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Spec
-from llmcli.plan import Op, Plan
+from llmcli.plan import Plan
 from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import packed, store
 from llmcli.weights.packed import FILE, Packed
+from llmcli.weights.present import QUANTIZATIONS
 
 if TYPE_CHECKING:
     from llmcli.offload.decide import Decision, Layers
@@ -35,15 +39,8 @@ if TYPE_CHECKING:
 DEFAULT = "default"
 """The name of the chat template for plain conversations, among several."""
 DEFAULT_CONTEXT = 4096
-MOST_TOKENS = 256
-"""Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
-
-RUNTIME = 18 << 20
-"""Bytes of Python, NumPy, the tokenizers library and a model's kernels, beside their code: measured. Code, some 20 MiB, lies in files, and
-the system takes its pages back when it needs them."""
-TOKENIZER = 22
-"""Bytes of a tokenizer in memory for each byte of its file: measured."""
-
+GPU_CACHE = {"f32": "f32", "f16": "f16", "int16": "f16", "int8": "f16"}
+"""The KV cache's type with layers on a GPU, which has none of codes, for that without."""
 Progress = Callable[[str, int, int], None]
 """(what, done, total)."""
 
@@ -127,11 +124,11 @@ def load(
 ) -> Engine:
     """The model `reference` (None: the default one), ready to compute texts of up to `context` tokens.
 
-    kv: type of the KV cache, 'f32', 'f16' or 'auto' (f32 for unquantized weights). texts: how many texts of the full context the
-    cache has room for at once; those with a common beginning share it (`past.py`). verify: compare checksums. chat: what renders
-    the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). backend: 'cpu', 'reference', or 'auto'
-    or 'cuda' with at most gpu_layers layers on GPUs, divided by the shares of gpu_split. notify: hears, in a line each, what takes
-    unusually long or is out of order.
+    kv: type of the KV cache, of kv.DTYPES, or 'auto' (f32 for unquantized weights, else int16; f16 with a GPU). texts: how many
+    texts of the full context the cache has room for at once; those with a common beginning share it (`past.py`). verify: compare
+    checksums. chat: what renders the chat template is started meanwhile. taps: what results show of the layers (decoder.TAPS). backend:
+    'cpu', 'reference', or 'auto' or 'cuda' with at most gpu_layers layers on GPUs, divided by the shares of gpu_split. notify: hears,
+    in a line each, what takes unusually long or is out of order.
     Raises NotFound, ModelFileError, HashMismatch, OutOfMemory, UnsupportedModel, UsageError, DeviceError.
     """
     start = time.perf_counter()
@@ -139,18 +136,19 @@ def load(
     module = backends.get("cpu" if decided else backend)
     with packed.open(store.find(reference)) as file:
         spec, plan = read_plan(file, context, taps)
-        kind = cache_type(file.quantization) if kv == "auto" else kv
-        decision = _decided(file, plan, kind, texts, backend, gpu_layers, gpu_split, notify) if decided else None
-        needed = sum(memory_of(file, plan, kind, texts, decision).values()) - min(memory.resident(), RUNTIME)
-        have = memory.available()
-        if have is not None and needed > have:
-            memory.check(needed, file.name, smaller(plan, kind, texts, needed - have))
+        kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+        decision = _decided(file, plan, kv, texts, backend, gpu_layers, gpu_split, notify) if decided else None
+        here = plan
+        if decision is not None and decision.on_gpus:
+            kind = GPU_CACHE[kind]
+            here = replace(plan, cache=plan.cache[: -decision.on_gpus])  # (the weights are kept for layers that come back)
+        require_memory(file, here, kind, texts)
         if chat and (source := read_templates(file).get(DEFAULT)):
             from llmcli.text import template
 
             template.prepare(source)
         weights = file.load(verify, module.checksum(notify) if verify else None)
-        cache = KVCache(plan.cache, texts * blocks(plan), kind)
+        cache = KVCache(plan.cache, texts * estimate.blocks(plan), kind)
         if decision is not None and decision.on_gpus:
             from llmcli.offload import runner as offload
 
@@ -195,77 +193,68 @@ def checked_context(spec: Spec, wanted: int | None) -> int:
     return wanted
 
 
-def cache_type(quantization: str) -> str:
-    """The type of the KV cache where nobody chooses one: f32 for unquantized weights."""
-    return "f32" if quantization == "none" else "f16"
+def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:
+    """Bytes, by use, of a process that has loaded the model and filled its context; kind: type of the KV cache."""
+    return estimate.Model(plan, _tokenizer_size(file)).needed(file.weights_size, kind)
 
 
-def blocks(plan: Plan) -> int:
-    """Blocks of the KV cache that a full context takes."""
-    return -(-plan.context // BLOCK)
+def require_memory(file: Packed, plan: Plan, kind: str, texts: int = 1) -> None:
+    """Raises OutOfMemory when there is no room for the contexts of so many texts, and says what would fit: of this file, of the
+    others of its name, and of those that `llm quantize` can make."""
+    name = store.reference_of(file.path)
+    wanted = estimate.Variant(f"{name}:{file.quantization}" if name else str(file.path), file.quantization, file.weights_size)
+    estimate.require(estimate.Model(plan, _tokenizer_size(file), texts), wanted, kind, lambda: _smaller(file, plan, name))
 
 
-def smaller(plan: Plan, kind: str, texts: int, missing: int) -> str:
-    """What to try where `missing` bytes are not there: the largest context that fits, where one does."""
-    kept = blocks(plan) - -(-missing // (texts * KVCache.bytes_per_block(plan.cache, kind)))
-    context = f"-c {kept * BLOCK}, which fits," if kept > 0 else "a smaller context (-c)"
-    return f"Try {context} or a smaller quantization"
+def _smaller(file: Packed, plan: Plan, name: str) -> Iterator[estimate.Variant]:
+    """A model in fewer bits; name: '' for a file that is not among our models."""
+    from llmcli.weights import randoms
+
+    here = store.quantizations(name)
+    for quantization in reversed(QUANTIZATIONS[: QUANTIZATIONS.index(file.quantization)]):
+        label = f"{name or file.path.stem}:{quantization}"
+        if quantization not in here:
+            how = f"llm quantize {name or shlex.quote(str(file.path))} --quant {quantization}"
+            yield estimate.Variant(label, quantization, randoms.size_of(plan.weights, quantization), how)
+            continue
+        with suppress(LlmError), packed.open(here[quantization]) as other:
+            yield estimate.Variant(label, quantization, other.weights_size)
 
 
 def costs_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> Costs:
-    """What the model's layers would take on GPUs."""
+    """What the model's layers would take on GPUs; kind: type of the KV cache on the CPU."""
     from llmcli.offload.place import Costs
 
     stored = {name: file.entries[name].stored for name in plan.weights}
-    return Costs(plan, stored, texts * blocks(plan), kind, MOST_TOKENS)
+    return Costs(plan, stored, texts * estimate.blocks(plan), GPU_CACHE[kind], MOST_TOKENS)
 
 
 def _decided(
     file: Packed,
     plan: Plan,
-    kind: str,
+    kv: str,
     texts: int,
     device: str,
     layers: Layers,
     split: tuple[float, ...],
     notify: Callable[[str], None] | None,
 ) -> Decision:
-    """Which layers go to GPUs; what is unexpected is said."""
+    """Which layers go to GPUs; what is unexpected is said. Raises UsageError for 'cuda' with a cache that GPUs do not have."""
     from llmcli.offload import decide
 
+    kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+    if kv in CODES:
+        if device == "cuda" or split or layers not in ("auto", 0):
+            raise UsageError(f"--kv {kv} with layers on a GPU", "a KV cache of codes is the CPU's", "Use --kv f16 or --kv f32")
+        layers = 0
     wish = decide.Wish(device, layers, split)
     found = decide.decide(wish, costs_of(file, plan, kind, texts))
     decide.say(wish, found, len(plan.cache), notify or (lambda line: None))
     return found
 
 
-def memory_of(file: Packed, plan: Plan, kind: str, texts: int = 1, decision: Decision | None = None) -> dict[str, int]:
-    """Bytes, by use, of a process that has loaded the model and filled the contexts of `texts` texts; kind: type of the KV cache;
-    decision: what of the cache is on GPUs. (The weights are kept for layers that come back from there.)"""
-    found = memory_needed(file.weights_size, file.entries[FILE + "tokenizer.json"].size, plan, texts * blocks(plan), kind)
-    if decision is not None and decision.on_gpus:
-        here = plan.cache[: len(plan.cache) - decision.on_gpus]
-        found["cache"] = texts * blocks(plan) * KVCache.bytes_per_block(here, kind)
-    return found
-
-
-def memory_needed(weights: int, tokenizer: int, plan: Plan, blocks: int, kind: str) -> dict[str, int]:
-    """The same for a model that is not here yet. weights: bytes of the packed weights; tokenizer: of its file; blocks: of a KV
-    cache of this type."""
-    rows = sum(buffer.width for buffer in plan.buffers if buffer.rows == "tokens")
-    once = sum(buffer.width for buffer in plan.buffers if buffer.rows == "outputs")
-    cache = blocks * KVCache.bytes_per_block(plan.cache, kind)
-    buffers = 4 * (2 * rows * MOST_TOKENS + 8 * once) + max((_experts(op) for op in plan.ops if op.kind == "experts"), default=0)
-    return {"weights": weights, "cache": cache, "buffers": buffers, "tokenizer": TOKENIZER * tokenizer, "program": RUNTIME}
-
-
-def _experts(op: Op) -> int:
-    """Bytes that a layer's experts work in: what each choice of MOST_TOKENS tokens reads, computes and says, also in int8."""
-    count, chosen, size = (op.params[name] for name in ("count", "chosen", "size"))
-    assert isinstance(count, int) and isinstance(chosen, int) and isinstance(size, int)
-    inner, hidden = size * (2 if op.params["gated"] else 1), op.out[0].width
-    rows = MOST_TOKENS * chosen + 8 * min(count, MOST_TOKENS * chosen)
-    return rows * (4 * (hidden + inner) + 2 * max(hidden, inner))
+def _tokenizer_size(file: Packed) -> int:
+    return file.entries[FILE + "tokenizer.json"].size
 
 
 def read_json(file: Packed, name: str) -> dict[str, Any]:

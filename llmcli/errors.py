@@ -30,6 +30,8 @@ Anything may raise these; only `cli/app.py` turns them into a line and an exit c
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class LlmError(Exception):
     """what: the thing that failed. why: the reason. todo: the next step (a sentence), or the class's own."""
@@ -109,7 +111,13 @@ class ResourceError(LlmError):
 
 
 class OutOfMemory(ResourceError):
+    """instead: a table of what would fit, its heading first; () where nothing is known to."""
+
     todo = "Close other programs, or use a smaller model or context (-c)"
+
+    def __init__(self, what: str, why: str = "", todo: str | None = None, instead: Sequence[Sequence[str]] = ()) -> None:
+        super().__init__(what, why, todo)
+        self.instead = instead
 
 
 class DiskError(ResourceError):

@@ -3,7 +3,11 @@
 A block holds, for every layer and kv head, the keys and values of 256 consecutive positions of one sequence:
     keys    [16 tiles][D][16 positions]   a tile is transposed, so that lanes are positions, as lanes are rows in weights
     values  [256 positions][Dp]           Dp is the head size padded to 16
-    bytes   [block][layer][kv head][keys | values]
+    bytes   [block][layer][kv head][keys | values | scales]
+Numbers are f32 or f16, or codes (int16, int8), which have one scale for the key and one for the value of each position and head, f32
+[keys, values][256], and lie in pairs, because that is how they are multiplied and added in integers:
+    keys    [16 tiles][D / 2 pairs of columns][16 positions][2]
+    values  [128 pairs of positions][Dp][2]
 A sequence is a list of block numbers and a length. Forks share full blocks and copy the last, partial one. Beyond a
 sequence's length lies what an earlier owner left, NaN perhaps: nobody may use it, not even times zero.
 
@@ -28,7 +32,20 @@ BLOCK = 256
 """Positions in a block."""
 LANES = 16
 
-DTYPES: dict[str, np.dtype[Any]] = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16)}
+DTYPES: dict[str, np.dtype[Any]] = {name: np.dtype(kind) for name, kind in {"f32": "f4", "f16": "f2", "int16": "i2", "int8": "i1"}.items()}
+CODES = {"int16": 31744, "int8": 127}
+"""Types of codes: the length of an int16 key's codes, the largest code of other keys and of values."""
+
+
+Numbers = npt.NDArray[Any]
+Floats = npt.NDArray[np.float32]
+
+
+def _parts(layer: CacheLayer, dtype: str) -> tuple[int, int, int]:
+    """Bytes of the keys, values and scales of one head in one block."""
+    item, size = DTYPES[dtype].itemsize, layer.head_size
+    columns = size + size % 2 if dtype in CODES else size
+    return BLOCK * columns * item, BLOCK * -(-size // LANES) * LANES * item, 2 * BLOCK * 4 if dtype in CODES else 0
 
 
 class Store(Protocol):
@@ -50,13 +67,12 @@ class Store(Protocol):
 
 
 class KVCache:
-    """Storage for `blocks` blocks of a model with these layers. dtype: 'f32' or 'f16'."""
+    """Storage for `blocks` blocks of a model with these layers. dtype: one of DTYPES."""
 
     def __init__(self, layers: Seq[CacheLayer], blocks: int, dtype: str = "f16") -> None:
         self.layers = tuple(layers)
         self.blocks = blocks
         self.dtype = dtype
-        self.item = DTYPES[dtype].itemsize
         self.layer_offsets: list[int] = []
         size = 0
         for layer in self.layers:
@@ -95,27 +111,65 @@ class KVCache:
     @staticmethod
     def bytes_per_block(layers: Seq[CacheLayer], dtype: str) -> int:
         """Bytes of one block of 256 positions."""
-        item = DTYPES[dtype].itemsize
-        size = sum(x.kv_heads * BLOCK * (x.head_size + -(-x.head_size // LANES) * LANES) * item for x in layers)
-        return -(-size // 64) * 64
+        return -(-sum(x.kv_heads * sum(_parts(x, dtype)) for x in layers) // 64) * 64
 
     def key_bytes(self, layer: CacheLayer) -> int:
-        return BLOCK * layer.head_size * self.item
+        return _parts(layer, self.dtype)[0]
 
     def head_bytes(self, layer: CacheLayer) -> int:
-        """Bytes of keys and values of one head in one block."""
-        return self.key_bytes(layer) + BLOCK * -(-layer.head_size // LANES) * LANES * self.item
+        """Bytes of keys, values and scales of one head in one block."""
+        return sum(_parts(layer, self.dtype))
 
-    def keys(self, number: int, block: int) -> npt.NDArray[np.floating]:
-        """Layer `number`'s keys in a block, a view where they are here: [kv_heads, 16 tiles, D, 16]."""
+    def keys(self, number: int, block: int) -> Numbers:
+        """Layer `number`'s keys in a block, a view where they are here: [kv_heads, 16 tiles, D, 16]; codes:
+        [kv_heads, 16 tiles, pairs, 16, 2]."""
         layer, heads = self.layers[number], self._heads(number, block)
         part = heads[:, : self.key_bytes(layer)].view(DTYPES[self.dtype])
-        return part.reshape(layer.kv_heads, BLOCK // LANES, layer.head_size, LANES)
+        inner = (-1, LANES, 2) if self.dtype in CODES else (layer.head_size, LANES)
+        return part.reshape(layer.kv_heads, BLOCK // LANES, *inner)
 
-    def values(self, number: int, block: int) -> npt.NDArray[np.floating]:
-        """Layer `number`'s values in a block, a view where they are here: [kv_heads, 256, Dp]."""
+    def values(self, number: int, block: int) -> Numbers:
+        """Layer `number`'s values in a block, a view where they are here: [kv_heads, 256, Dp]; codes: [kv_heads, 128 pairs, Dp, 2]."""
         layer, heads = self.layers[number], self._heads(number, block)
-        return heads[:, self.key_bytes(layer) :].view(DTYPES[self.dtype]).reshape(layer.kv_heads, BLOCK, -1)
+        keys, values, _ = _parts(layer, self.dtype)
+        part = heads[:, keys : keys + values].view(DTYPES[self.dtype])
+        return part.reshape((layer.kv_heads, BLOCK // 2, -1, 2) if self.dtype in CODES else (layer.kv_heads, BLOCK, -1))
+
+    def scales(self, number: int, block: int) -> npt.NDArray[np.float32]:
+        """A view of the scales of layer `number`'s codes in a block: [kv_heads, 2 (keys, values), 256]."""
+        layer, heads = self.layers[number], self._heads(number, block)
+        return heads[:, sum(_parts(layer, self.dtype)[:2]) :].view(np.float32).reshape(layer.kv_heads, 2, BLOCK)
+
+    def write(self, number: int, block: int, within: int, key: Floats, value: Floats) -> None:
+        """Stores layer `number`'s key and value [kv_heads, D] at a position of a block."""
+        keys, values = self.keys(number, block), self.values(number, block)
+        if self.dtype not in CODES:
+            keys[:, within // LANES, :, within % LANES] = key
+            values[:, within, : key.shape[-1]] = value
+            return
+        most = CODES[self.dtype]
+        sizes = [np.linalg.norm(key, axis=-1) if self.dtype == "int16" else abs(key).max(-1), abs(value).max(-1)]
+        even = key.shape[-1] + key.shape[-1] % 2
+        for n, (x, size) in enumerate(zip((key, value), sizes, strict=True)):
+            self.scales(number, block)[:, n, within] = size / np.float32(most)
+            codes = np.zeros((len(x), even), keys.dtype)
+            codes[:, : x.shape[-1]] = np.rint(x * (np.float32(most) / np.where(size > 0, size, np.float32(np.inf)))[:, None])
+            if n == 0:
+                keys[:, within // LANES, :, within % LANES] = codes.reshape(len(x), -1, 2)
+            else:
+                values[:, within // 2, : x.shape[-1], within % 2] = codes[:, : x.shape[-1]]
+
+    def read(self, number: int, block: int) -> tuple[Floats, Floats]:
+        """A copy of layer `number`'s keys and values in a block: f32 [kv_heads, 256, D] each."""
+        heads, size = self.layers[number].kv_heads, self.layers[number].head_size
+        keys, values = self.keys(number, block), self.values(number, block)
+        if self.dtype in CODES:
+            scales = self.scales(number, block)[..., None]
+            keys = keys.transpose(0, 1, 3, 2, 4).reshape(heads, BLOCK, -1)[..., :size] * scales[:, 0]
+            values = values.swapaxes(2, 3).reshape(heads, BLOCK, -1)[..., :size] * scales[:, 1]
+            return keys, values
+        keys = keys.swapaxes(2, 3).reshape(heads, BLOCK, size)
+        return keys.astype(np.float32), values[..., :size].astype(np.float32)
 
     def _heads(self, number: int, block: int) -> npt.NDArray[np.uint8]:
         layer = self.layers[number]
@@ -189,8 +243,7 @@ class Sequence:
         layer = self.cache.layers[number]
         found = np.empty((layer.kv_heads, len(self.blocks) * BLOCK, layer.head_size), np.float32)
         for at, block in enumerate(self.blocks):
-            keys = self.cache.keys(number, block).swapaxes(2, 3)
-            found[:, at * BLOCK : (at + 1) * BLOCK] = keys.reshape(layer.kv_heads, BLOCK, layer.head_size)
+            found[:, at * BLOCK : (at + 1) * BLOCK] = self.cache.read(number, block)[0]
         return found[:, : self.length]
 
     def truncate(self, length: int) -> None:

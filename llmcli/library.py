@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcli import engine, places, settings
+from llmcli import engine, estimate, places, settings
 from llmcli.engine import Progress
 from llmcli.errors import CorruptFile, LlmError, NotFound, UsageError
 from llmcli.plan import Plan
@@ -58,7 +58,7 @@ def describe(reference: str | None, context: int | None = None) -> dict[str, Any
         spec, plan = engine.read_plan(file, context)
         first = spec.layers[0]
         tokenizer = engine.read_tokenizer(file)
-        memory = engine.memory_of(file, plan, engine.cache_type(file.quantization))
+        memory = engine.memory_of(file, plan, estimate.cache_type(file.quantization))
         kinds: dict[str, int] = {}
         for label, entry in file.entries.items():
             group = entry.format if entry.format in ("file", "vector") else f"{plan.weights[label].kind}, {entry.format}"
@@ -114,7 +114,7 @@ def gpu_placement(reference: str | None, context: int | None, layers: Layers) ->
 
     with packed.open(store.find(reference)) as file:
         _, plan = engine.read_plan(file, context)
-        costs = engine.costs_of(file, plan, engine.cache_type(file.quantization))
+        costs = engine.costs_of(file, plan, estimate.cache_type(file.quantization))
         found = decide.decide(decide.Wish("auto", layers), costs)
         rows = place.explain(costs, found.placement, found.rooms, found.wanted)
         return [asdict(row) for row in rows], found.reason

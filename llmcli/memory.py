@@ -76,8 +76,9 @@ def _cgroups() -> list[int | None]:
         for folder in [here, *here.parents]:
             limit = _number(folder / most)
             if limit is not None and limit < 1 << 60:
-                cached = _field(folder / "memory.stat", "inactive_file", 1) or 0
-                found.append(max(0, limit - (_number(folder / used) or 0) + cached))
+                # Pages of files are given up when memory is needed, also those that were used twice.
+                cached = sum(_field(folder / "memory.stat", f"{kind}_file", 1) or 0 for kind in ("inactive", "active"))
+                found.append(max(0, limit - max(0, (_number(folder / used) or 0) - cached)))
             if folder == root:
                 break
     return found

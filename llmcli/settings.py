@@ -71,4 +71,5 @@ def read_toml(file: Path) -> dict[str, Any]:
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(str(file), str(error), "Correct or remove it") from error
+        why = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise UsageError(str(file), why, "Correct or remove it") from error

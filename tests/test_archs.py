@@ -74,7 +74,7 @@ def test_int8_stays_close(variant: str, backend_name: str) -> None:
     """Mean KL divergence from the original's distribution. Tiny random models are harder on it than trained ones."""
     ids, wanted = golden(variant)
     try:
-        with opened(ARCHS / variant, len(ids), "int8", backend_name, kv="f16") as model:
+        with opened(ARCHS / variant, len(ids), "int8", backend_name, kv="int16") as model:
             found = log_probabilities(model.logits(ids))
     except UnsupportedModel as error:
         pytest.skip(f"{backend_name}: {error}")

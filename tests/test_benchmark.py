@@ -147,7 +147,7 @@ def test_a_record_for_each_test(found: Any) -> None:
         assert record["median_ts"] == statistics.median(record["samples_ts"])
         assert record["model_n_params"] == 72 * 4096 + 2 * (240 * 72 + 72 * 144 + 3 * 172 * 72 + 2 * 72) + 72
         assert record["n_threads"] == found["machine"]["threads"] == 2
-        assert record["type_k"] == "f16" and record["model_filename"] == ""
+        assert record["type_k"] == "int16" and record["model_filename"] == ""
         assert record["bytes_per_second"] == pytest.approx(record["bytes_per_token"] * record["median_ts"])
         assert 0 < record["read_share"] < 2 and 0 < record["dot_share"] < 2
         assert record["peak_memory_bytes"] > record["model_size"]

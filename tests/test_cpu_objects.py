@@ -175,7 +175,7 @@ def test_warmup_has_what_a_llama_needs() -> None:
             stored = {"vector": "vector", "embedding": "int8", "head": "int8", "matrix": format}
             of = {name: stored[weight.kind] for name, weight in plan.weights.items()}
             ops = fuse.fuse(plan, lambda name, of=of: choice.integers(of[name]))  # type: ignore[misc]
-            assert set(choice.kernels(ops, of, "f16")) <= known
+            assert set(choice.kernels(ops, of, "int16")) <= known
     for name, _ in known:
         module, short = name.split(".")
         assert short in importlib.import_module(f"llmcli.backends.cpu.kernels.{module}").KERNELS

@@ -80,7 +80,8 @@ def logits_of(runner: backend.Runner, cache: KVCache, plan: Plan, tokens: npt.ND
 
 @pytest.mark.parametrize(
     ("format", "kv", "bound"),
-    [("f32", "f32", 2e-6), ("bf16", "f16", 1e-3), ("int8", "f32", 2e-2), ("int4", "f16", 2e-2), ("int4_offset", "f16", 2e-2)],
+    [("f32", "f32", 2e-6), ("bf16", "f16", 1e-3), ("int8", "f32", 2e-2), ("int4", "int16", 2e-2), ("int8", "int8", 3e-2)]
+    + [("int4_offset", "f16", 2e-2)],
 )
 def test_it_agrees_with_the_reference(format: str, kv: str, bound: float) -> None:
     """Quantized activations that lie between two steps may fall to either side, so those bounds are wider."""
@@ -102,7 +103,7 @@ def test_it_agrees_with_the_reference(format: str, kv: str, bound: float) -> Non
     assert (picked == got["top_logits"]).all()
 
 
-@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("int8", "f16")])
+@pytest.mark.parametrize(("format", "kv"), [("f32", "f32"), ("int8", "f16"), ("int8", "int16")])
 def test_bits_do_not_depend_on_steps_or_threads(format: str, kv: str) -> None:
     plan = small_plan()
     weights, tokens, count = random_weights(plan, format), tokens_of(513), 513
@@ -154,6 +155,7 @@ def test_a_step_without_outputs_fills_the_cache() -> None:
         ("layers.1.attention_out", "f32", "layers.1.mlp_norm", "damaged"),
         ("layers.0.qkv", "f32", "layers.0.cache_write", "damaged"),
         ("layers.0.qkv", "f16", "layers.0.cache_write", "--kv f32"),
+        ("layers.0.qkv", "int16", "layers.0.cache_write", "--kv f32"),
     ],
 )
 def test_not_a_number_stops_the_step(name: str, kv: str, label: str, hint: str) -> None:

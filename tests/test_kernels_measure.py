@@ -34,6 +34,12 @@ def test_every_chain_of_products_counts(count: int, steps: int) -> None:
     for _ in range(steps):
         sums += 3 * sum(sums >> shift & 255 for shift in (0, 8, 16, 24))
     assert (out[:16] == np.bitwise_xor.reduce(sums)).all()
+    call(kernel("measure.pairs", count), args, [0])
+    sums = np.arange(1, count + 1, dtype=np.int64)
+    for _ in range(steps):
+        sums += 5 * (sums << 48 >> 48) + 3 * (sums << 32 >> 48)
+        sums = sums << 32 >> 32
+    assert (out[:16] == np.bitwise_xor.reduce(sums)).all()
     call(kernel("measure.fma", count), args, [0])
     values = np.arange(count, dtype=np.float32)
     for _ in range(steps):
@@ -42,7 +48,7 @@ def test_every_chain_of_products_counts(count: int, steps: int) -> None:
 
 
 def test_they_call_nothing_and_keep_vectors_in_registers() -> None:
-    for name in ("measure.dot", "measure.fma"):
+    for name in ("measure.dot", "measure.pairs", "measure.fma"):
         made = kernel(name, measure.CHAINS)
         assert made.calls() == []
         assert not re.search(r"[xyz]mm\d+, -?\d*\(%rsp\)", made.assembly)
@@ -67,4 +73,4 @@ def test_limits_of_this_machine() -> None:
     found = measure.limits(2, 1 << 20)
     assert found.threads == 2 and found.model_bytes == 1 << 20
     assert found.memory_read > 1e8 and found.model_read > 1e8
-    assert found.int8_operations > 1e9 and found.f32_operations > 1e9
+    assert found.int8_operations > 1e9 and found.int16_operations > 1e9 and found.f32_operations > 1e9

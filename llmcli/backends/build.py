@@ -10,6 +10,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -18,8 +19,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, TypeVar
 
-from llmcli.errors import InternalError, ResourceError
+from llmcli.errors import InternalError, OutOfMemory, ResourceError
 
+TODO = "Close other programs, or raise the limit for one run of llm warmup: kernels are kept"
 ROOT = Path(__file__).resolve().parents[2]
 """The folder that holds the package, for the other process's import path."""
 Key = TypeVar("Key")
@@ -29,7 +31,8 @@ def compiled(module: str, requests: Mapping[Key, tuple[str, object]], processes:
     """Yields (key, code) of each kernel as it is ready. module: what compiles, run as a program; requests: in the order in which they are
     begun, what errors call each kernel, and what the compiler is asked.
 
-    Raises InternalError when a kernel does not compile, ResourceError when a compiler cannot start or ends early."""
+    Raises InternalError when a kernel does not compile, OutOfMemory when the system ended a compiler, ResourceError when
+    one cannot start or ends early."""
     waiting: queue.SimpleQueue[Key] = queue.SimpleQueue()
     for key in requests:
         waiting.put(key)
@@ -97,7 +100,10 @@ class Compiler:
         if head and not code:
             raise InternalError(f"kernel {name} does not compile", self._last_error())
         if not head or len(code) < int(head):
-            raise ResourceError("the kernel compiler ended early", f"status {self.process.wait()} {self._last_error()}".strip())
+            status, last = self.process.wait(), self._last_error()
+            if status == -signal.SIGKILL:  # what a system that has no memory left does
+                raise OutOfMemory("not enough memory for the kernel compiler", "the system ended it", TODO)
+            raise ResourceError("the kernel compiler ended early", f"status {status} {last}".strip())
         return code
 
     def _last_error(self) -> str:

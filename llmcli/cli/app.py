@@ -16,6 +16,7 @@ from types import FrameType
 from typing import NoReturn
 
 from llmcli.cli.console import Console
+from llmcli.errors import OutOfMemory
 
 COMMANDS: dict[str, tuple[str, str]] = {
     "run": ("llmcli.cli.run", "Continue a text, or answer a question"),
@@ -136,6 +137,10 @@ def report(error: BaseException, console: Console) -> int:
     from llmcli.cli.failures import as_llm_error
 
     known = as_llm_error(error)
+    if isinstance(known, OutOfMemory) and known.instead:
+        from llmcli.cli.table import table
+
+        console.note(f"llm: what would fit:\n{table(known.instead)}".rstrip())
     console.error(known)
     _close_stdout()
     return known.code

@@ -35,6 +35,9 @@ llm bench --shape 1B --quant int4 --ops       # random weights, and the time of 
 llm bench --json
 """
 
+KINDS = ("int8", "int16", "f32")
+"""Kinds of operations that are counted."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(Json, Common):
@@ -121,7 +124,11 @@ def _shown(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
             "reads",
             f"{machine['memory_read'] / giga:.1f} GB/s from memory, {machine['model_read'] / giga:.1f} GB/s over {model}",
         ),
-        ("computes", f"{machine['int8_operations'] / giga:,.0f} GOP/s in int8, {machine['f32_operations'] / giga:,.0f} in float32"),
+        (
+            "computes",
+            f"{machine['int8_operations'] / giga:,.0f} GOP/s in int8, {machine['int16_operations'] / giga:,.0f} in int16, "
+            f"{machine['f32_operations'] / giga:,.0f} in float32",
+        ),
         ("memory", f"{size(first['peak_memory_bytes'])} at most"),
     ]
     text = "".join(f"{name:<10}{value}\n" for name, value in lines)
@@ -134,7 +141,7 @@ def _shown(records: list[dict[str, Any]], machine: dict[str, Any]) -> str:
                 f"{record['median_ts']:,.1f}",
                 f"{record['spread']:.1%}",
                 f"{record['bytes_per_token'] / 1e6:,.1f}",
-                f"{(record['int8_operations_per_token'] + record['f32_operations_per_token']) / giga:,.2f}",
+                f"{sum(record[f'{kind}_operations_per_token'] for kind in KINDS) / giga:,.2f}",
                 f"{record['read_share']:.0%}",
                 f"{record['dot_share']:.0%}",
             )
@@ -156,7 +163,7 @@ def _name(record: dict[str, Any]) -> str:
 def _operations(ops: list[dict[str, Any]]) -> str:
     rows = [("OPERATION", "SHARE", "US/TOKEN", "CALLS", "GB/S", "GOP/S")]
     for op in ops:
-        operations = op["int8_operations_per_second"] + op["f32_operations_per_second"]
+        operations = sum(op[f"{kind}_operations_per_second"] for kind in KINDS)
         rows.append(
             (
                 f"{op['kind']} {op['part']}".strip(),

@@ -6,7 +6,8 @@ import errno
 
 from llmcli.errors import AccessDenied, DiskError, InternalError, LlmError, NotFound, OutOfMemory
 
-_DISK = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EFBIG, errno.EMFILE, errno.ENFILE, errno.EBADF}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
+_DISK = _FULL | {errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EBADF}
 _NAME = {errno.ENAMETOOLONG, errno.ELOOP}
 
 
@@ -19,10 +20,14 @@ def as_llm_error(error: BaseException) -> LlmError:
     if _no_room(error):
         return OutOfMemory("not enough memory", "a library or a thread does not fit")
     if isinstance(error, OSError):
+        if isinstance(error, FileNotFoundError) and error.filename is None:  # of those that look up a path, getcwd alone has none
+            return NotFound("the current folder", "it is not there any more", "Change to another one (cd)")
         what = str(error.filename) if error.filename is not None else "input or output"
         why = error.strerror or str(error)
         if error.errno == errno.ENOMEM:
             return OutOfMemory("not enough memory", why)
+        if error.errno in _FULL and error.filename is None:  # other files are named by whoever writes them
+            return DiskError("cannot write standard output", why, "Choose another place")
         if error.errno in _DISK:
             return DiskError(what, why)
         if isinstance(error, (FileNotFoundError, NotADirectoryError, IsADirectoryError)) or error.errno in _NAME:

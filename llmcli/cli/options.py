@@ -120,7 +120,8 @@ Threads = Annotated[
     int | None, option("-t", "--threads", section=MODEL, metavar="N", parser=count(1, 1024), help="threads (the usable physical cores)")
 ]
 CacheType = Annotated[
-    Literal["auto", "f32", "f16"], option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32 or f16")
+    Literal["auto", "f32", "f16", "int16", "int8"],
+    option("--kv", section=MODEL, metavar="TYPE", help="of the KV cache: auto, f32, f16, int16 or int8"),
 ]
 NoVerify = Annotated[bool, option("--no-verify", section=MODEL, help="skip the weights' checksums")]
 

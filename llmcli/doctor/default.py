@@ -20,14 +20,14 @@ class Default:
 @functools.cache
 def default() -> Default:
     """Raises what finding and opening the model raises."""
-    from llmcli import engine
+    from llmcli import engine, estimate
     from llmcli.backends import fuse
     from llmcli.backends.cpu import choice
     from llmcli.weights import packed, store
 
     with packed.open(store.find(None)) as file:
         plan = engine.read_plan(file, None)[1]
-        cache = engine.cache_type(file.quantization)
+        cache = estimate.cache_type(file.quantization)
         formats = {name: file.entries[name].format for name in plan.weights}
         unsupported = any(choice.supports(op.kind, "") for op in plan.ops)
         ops = [] if unsupported else fuse.fuse(plan, lambda name: choice.integers(formats[name]))

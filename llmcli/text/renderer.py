@@ -35,8 +35,6 @@ import jinja2.utils
 
 TEXT, REFUSED, FAILED = b"t", b"r", b"f"
 
-SECONDS = 2.0
-"""Processor time of one request."""
 MEMORY = 256 << 20
 """Bytes that a request may take, beside MEMORY_PER_BYTE for each byte of it."""
 MEMORY_PER_BYTE = 32
@@ -52,13 +50,13 @@ class Refused(Exception):
     """The template itself says that it does not take this conversation."""
 
 
-def main() -> None:
-    """Answers requests from standard input until it is closed."""
+def main(seconds: float) -> None:
+    """Answers requests from standard input until it is closed. seconds: processor time that each may take."""
     start = _confine()
     requests, replies = sys.stdin.buffer, sys.stdout.buffer
     while len(header := requests.read(8)) == 8:
         data = requests.read(int.from_bytes(header))
-        _limit(start, len(data))
+        _limit(start, len(data), seconds)
         reply = _answer(data)
         signal.setitimer(signal.ITIMER_PROF, 0)
         if reply is not None:
@@ -110,10 +108,10 @@ def _confine() -> int:
     return size
 
 
-def _limit(start: int, request: int) -> None:
+def _limit(start: int, request: int, seconds: float) -> None:
     """Ends the process when this request takes more time, and makes it fail when it takes more memory. The timer's signal has its
     default action, so that no code of ours or of a template has to run for it."""
-    signal.setitimer(signal.ITIMER_PROF, SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     most = start + MEMORY + MEMORY_PER_BYTE * request
     hard = resource.getrlimit(resource.RLIMIT_AS)[1]
     with contextlib.suppress(OSError, ValueError):

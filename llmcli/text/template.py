@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 Message = Mapping[str, Any]
 """{"role": "system" | "user" | "assistant" | ..., "content": text or a list of parts}."""
 
+SECONDS = 2.0
+"""Processor time of one request."""
 LONGEST_WAIT = 60.0
 """Seconds until a process is given up that neither answers nor uses its processor time, on a machine that is stopped or swaps."""
 LARGEST_AHEAD = 48 << 10
@@ -167,11 +169,11 @@ def _start() -> subprocess.Popen[bytes]:
     own = Path(__file__).parents[2]
     found = importlib.util.find_spec("jinja2"), importlib.util.find_spec("markupsafe")
     paths = [str(own), *(str(Path(spec.origin).parents[1]) for spec in found if spec is not None and spec.origin)]
-    code = "import sys; sys.path += sys.argv[1:]; from llmcli.text.renderer import main; main()"
+    code = "import sys; sys.path += sys.argv[2:]; from llmcli.text.renderer import main; main(float(sys.argv[1]))"
     kept = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
     # A process group of its own: Ctrl-C in a terminal is sent to the whole group of the command.
     return subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", code, *dict.fromkeys(paths)],
+        [sys.executable, "-I", "-S", "-c", code, str(SECONDS), *dict.fromkeys(paths)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -204,7 +206,7 @@ def _exchange(child: subprocess.Popen[bytes], request: bytes) -> tuple[bytes, st
 
 def _why_ended(status: int | None) -> str:
     if status == -signal.SIGPROF:
-        return "it takes more than 2 seconds"
+        return f"it takes more than {SECONDS:g} seconds"
     return f"the process that renders it was ended (status {status}): it takes too much memory, or is nested too deeply"
 
 

@@ -14,6 +14,7 @@ import codecs
 import contextlib
 import functools
 import os
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
@@ -24,6 +25,8 @@ from llmcli.text.decoding import content_bytes, decoder_steps, flatten, strips_s
 
 LARGEST_FILE = 128 * 2**20
 """Bytes of the largest tokenizer.json that is read; the largest in use have some 35 MB."""
+LONG = 20_000
+"""Characters that take the library a tenth of a second or more."""
 LARGEST_GROWTH = 64
 """Characters that a tokenizer may make of one before it looks for tokens."""
 
@@ -53,6 +56,7 @@ class Tokenizer:
         self.eos_id = self._id(self.eos)
         self._prefix = self._find_prefix(config.get("add_bos_token"))
         self._bytes = functools.lru_cache(maxsize=None)(self._find_bytes)
+        self._worker: threading.Thread | None = None
 
     def encode(self, text: str, special: bool = False, bos: bool = True) -> list[int]:
         """The tokens of text. special: control tokens written in it are control tokens, not plain text. bos: the beginning of
@@ -62,15 +66,37 @@ class Tokenizer:
             text.encode()
         except UnicodeEncodeError as error:
             raise InputError("the text is not valid", f"no character at position {error.start:,} (bytes that are no UTF-8)") from error
+        if self._worker:  # of a text whose reader was interrupted: two may not use the library
+            self._worker.join()
         try:
             self._library.encode_special_tokens = not special
-            encoding = self._library.encode(text, add_special_tokens=False)
+            encoding = self._encoding(text)
         except BaseException as error:
             raise CorruptFile("tokenizer.json", f"its rules fail on this text: {_reason(error)}") from error
         ids: list[int] = encoding.ids
         if not special and not self._markup.keys().isdisjoint(ids):
             ids = self._spelled(text, encoding)
         return [*self._prefix, *ids] if bos else ids
+
+    def _encoding(self, text: str) -> tokenizers.Encoding:
+        """What the library makes of the text. A long one takes seconds, in which it would keep Ctrl-C away: another thread waits."""
+        if len(text) < LONG:
+            return self._library.encode(text, add_special_tokens=False)
+        found: list[tokenizers.Encoding | BaseException] = []
+
+        def work() -> None:
+            try:
+                found.extend(self._library.encode_batch([text], add_special_tokens=False))
+            except BaseException as error:
+                found.append(error)
+
+        self._worker = threading.Thread(target=work, name="llm-tokenizer", daemon=True)
+        self._worker.start()
+        self._worker.join()
+        self._worker = None
+        if isinstance(found[0], BaseException):
+            raise found[0]
+        return found[0]
 
     def decode(self, ids: Iterable[int], after: Sequence[int] = ()) -> str:
         """The text of tokens that follow the tokens `after`; control tokens have none. Bytes that are no UTF-8 become U+FFFD."""
@@ -190,11 +216,16 @@ def _load(data: bytes) -> tokenizers.Tokenizer:
 def _silent() -> Iterator[None]:
     """Sends the process's standard error nowhere: the library's panics print there before they become exceptions."""
     try:
-        saved = os.dup(2)
-    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+    except OSError:  # no more files may be open
         yield
         return
-    nowhere = os.open(os.devnull, os.O_WRONLY)
+    try:
+        saved = os.dup(2)
+    except OSError:  # it is closed, or the same
+        os.close(nowhere)
+        yield
+        return
     os.dup2(nowhere, 2)
     try:
         yield

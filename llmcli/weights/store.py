@@ -129,6 +129,11 @@ def remove(reference: str) -> list[Path]:
     return paths
 
 
+def reference_of(path: Path) -> str:
+    """The name under which a file is found, without its quantization; '' for one that is not in our folders."""
+    return record(path).name if path.parent in (places.models(), places.demo()) else ""
+
+
 def split(reference: str) -> tuple[str, str]:
     """The name and the quantization ('' where it says none) of a reference."""
     name, colon, quantization = reference.rpartition(":")

@@ -97,6 +97,25 @@ def attempt(
     return Ended(words, process.returncode, out, err, seconds, limit, home.parent, again, killed, heals)
 
 
+def ended(
+    words: Sequence[str],
+    home: Path,
+    code: int,
+    out: bytes,
+    err: bytes,
+    since: float,
+    *,
+    limit: float = 120,
+    ends: Sequence[int] = (),
+    heals: Sequence[int] = (0,),
+    again: Callable[[], int] | None = None,
+) -> Ended:
+    """What `attempt` returns, of a process that the test started itself. since: when (time.monotonic); ends: signals that the test
+    sent and that may have ended it; again: the plain re-run, where several processes share one."""
+    rerun = again or (lambda: attempt(words, home, limit=limit).code)
+    return Ended(words, code, out, err, time.monotonic() - since, limit, home.parent, rerun, -code in ends, heals)
+
+
 def assert_clean(proc: Ended, before: Seen, after: Seen) -> None:
     """The seven invariants."""
     lines, told = proc.lines, f"llm {' '.join(proc.words)}: code {proc.code}\n{proc.err.decode(errors='replace')}"

@@ -11,10 +11,11 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
-from harness import assert_clean, attempt, injected, injecting, needs, on_tmpfs, snapshot
+from harness import assert_clean, attempt, ended, injected, injecting, needs, on_tmpfs, snapshot
 from made import hidden, models
 
 from llmcli.weights import packed
@@ -147,7 +148,9 @@ def race(case: Path, rounds: int, kill: bool) -> None:
     surroundings = environment({"LLMCLI_HOME": str(case / "home"), "PYTHONPATH": os.pathsep.join(sys.path)})
     for number in range(rounds):
         path.unlink(missing_ok=True)
+        before, since = snapshot(case), time.monotonic()
         made = "import" if number % 2 else "quantize"
+        again = cache(lambda words=COMMANDS[made]: attempt(words, case / "home").code)
         command = [sys.executable, "-m", "llmcli", *COMMANDS[made]]
         processes = [
             subprocess.Popen(command, env=surroundings, cwd=case, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -159,9 +162,11 @@ def race(case: Path, rounds: int, kill: bool) -> None:
             victim.kill()
             victim.communicate()
         for process in processes:
-            _, err = process.communicate(timeout=120)
+            out, err = process.communicate(timeout=120)
             assert process.returncode in HEALS[made], err.decode()
             assert process.returncode == 0 or b"is here already" in err
+            proc = ended(COMMANDS[made], case / "home", process.returncode, out, err, since, heals=HEALS[made], again=again)
+            assert_clean(proc, before, snapshot(case))
         assert hidden(case) == []
         if right is None:
             right = digest(path)

@@ -13,11 +13,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
-from harness import assert_clean, attempt, needs, snapshot
+from harness import assert_clean, attempt, ended, needs, snapshot
 from made import models
 
 import random_model
@@ -89,17 +90,20 @@ def disturbed(case: Path, times: int, seed: int) -> dict[int, int]:
     command = [sys.executable, "-m", "llmcli", *RUN]
     right = subprocess.run(command, env=surroundings, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=True).stdout
     codes: dict[int, int] = {}
+    again = cache(lambda: attempt(RUN, case / "home").code)  # the file is whole again each time
     for number in range(times):
+        before, since = snapshot(case), time.monotonic()
         process = subprocess.Popen(command, env=surroundings, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         time.sleep(rng.uniform(0.1, 1.2))
         ways[number % len(ways)]()
         out, err = process.communicate(timeout=60)
+        after = {**snapshot(case), str(file.relative_to(case)): before[str(file.relative_to(case))]}  # changed by the test itself
         file.unlink(missing_ok=True)
         file.write_bytes(content)
         told = err.decode()
         assert process.returncode in (0, 3, 4, 6), told
         assert (out == right) if process.returncode == 0 else (out == b"" and told.startswith("llm: error: ")), told
-        assert "Traceback" not in told
+        assert_clean(ended(RUN, case / "home", process.returncode, out, err, since, again=again), before, after)
         codes[process.returncode] = codes.get(process.returncode, 0) + 1
     return codes
 
@@ -170,7 +174,7 @@ def test_only_the_models_own_files_are_opened(case: Path, tmp_path: Path) -> Non
     assert not [name for name in opened if "passwd" in name or name.endswith("/../../secret")]
 
 
-NAMES = ["\x1b]0;owned\x07", "a\nllm: error: forged: line", "\x9b31m", "\u202eevil"]
+NAMES = ["\x1b]0;owned\x07\u202eevil", "a\nllm: error: forged: line\x9b31m"]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=range(len(NAMES)))
@@ -269,13 +273,16 @@ def test_killed_by_the_user_while_it_imports(case: Path) -> None:
     rng = random.Random(7)
     surroundings = environment({"LLMCLI_HOME": str(case / "home")})
     for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, -signal.SIGHUP)):
+        before, since = snapshot(case), time.monotonic()
         command = [sys.executable, "-m", "llmcli", "import", str(case / "source" / "tiny"), "--quant", "int4"]
         process = subprocess.Popen(command, env=surroundings, stdin=subprocess.DEVNULL, stdout=-1, stderr=-1)
         assert process.stderr is not None
-        process.stderr.readline()  # it is at work
+        first = process.stderr.readline()  # it is at work
         time.sleep(rng.uniform(0, 0.2))
         process.send_signal(number)
-        _, err = process.communicate(timeout=30)
-        assert process.returncode in (0, code) and b"Traceback" not in err
-        answer(llm(case / "home", "import", str(case / "source" / "tiny"), "--quant", "int4"))
+        out, rest = process.communicate(timeout=30)
+        err = first + rest
+        assert process.returncode in (0, code)
+        proc = ended(command[3:], case / "home", process.returncode, out, err, since, ends=[signal.SIGHUP])
+        assert_clean(proc, before, snapshot(case))
         assert [name for name in os.listdir(models(case)) if name.startswith(".")] == []

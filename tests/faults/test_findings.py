@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import resource
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import pytest
 from harness import assert_clean, attempt, snapshot
 from made import models
 
+import tokenizers_made
 from llmcli import memory
 from llmcli.errors import CorruptFile
 from llmcli.models.spec import Spec
+from llmcli.text.tokenizer import Tokenizer
 from llmcli.weights import folder
 
 
@@ -54,6 +58,37 @@ def test_a_small_file_takes_room_for_itself_alone(tmp_path: Path, monkeypatch: p
         assert folder.read_file(tmp_path / "config.json", 1 << 34) == b"{}"
     finally:
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def test_a_current_folder_that_is_gone(case: Path) -> None:
+    gone = ["sh", "-c", 'mkdir gone && cd gone && rmdir ../gone && exec "$@"', "sh"]
+    for words in (["run", "-m", "tiny:none", "-n", "1", "-o", "x.txt", "a"], ["import", "."]):
+        before = snapshot(case)
+        proc = attempt(words, case / "home", wrapper=gone, heals=[0, 4])
+        assert proc.code == 4 and "the current folder: it is not there any more" in proc.lines[-1]
+        assert_clean(proc, before, snapshot(case))
+        (case / "x.txt").unlink(missing_ok=True)  # of the re-run
+
+
+def test_help_on_a_full_disk(case: Path) -> None:
+    before = snapshot(case)
+    for words in (["--help"], ["--version"], ["help", "run"]):
+        proc = attempt(words, case / "home", wrapper=["sh", "-c", 'exec "$@" >/dev/full', "sh"])
+        assert proc.code == 7 and "cannot write standard output: No space left on device" in proc.lines[-1]
+        assert_clean(proc, before, snapshot(case))
+
+
+def test_no_more_files_may_be_open(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tokenizer is read all the same: what keeps the library's panics off the screen needs files, what reads it does not."""
+    data = tokenizers_made.byte_level()
+
+    def full(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    for name in ("open", "dup"):
+        with monkeypatch.context() as patch:
+            patch.setattr(os, name, full)
+            assert Tokenizer(data).size
 
 
 def test_address_space_is_kept_for_threads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -12,6 +13,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from cgroups import cgroup
 from harness import assert_clean, attempt, injecting, limited, needs, on_tmpfs, snapshot, unprivileged
 
 import llmcli
@@ -171,6 +173,60 @@ def test_the_same_text_on_older_cpus(case: Path, cpu: str, quant: str) -> None:
     assert older.out == right.out
 
 
+SPEED = """
+import sys, time
+import numpy as np
+from llmcli import engine
+from llmcli.backends.backend import Batch
+with engine.opened("tiny:none", context=600, threads=int(sys.argv[1])) as model:
+    best = 1e9
+    sequence = model.cache.sequence()
+    ids = np.arange(1, 33, dtype=np.int32)
+    for _ in range(int(sys.argv[2])):
+        begun = time.perf_counter()
+        for _ in range(int(sys.argv[3])):
+            model.run(Batch.of(sequence, ids))
+            sequence.truncate(0)
+        best = min(best, time.perf_counter() - begun)
+    print(model._runner.threads, best)
+"""
+
+
+def quota_speed(case: Path, cpus: float, wanted: int, rounds: int, steps: int = 16) -> float:
+    """Seconds of some steps under a quota, with 0: our own choice of threads, or so many; the machine does other things too."""
+    with cgroup(cpus=cpus) as group:
+        command = [*group, sys.executable, "-c", SPEED, str(wanted), str(rounds), str(steps)]
+        own = environment({"LLMCLI_HOME": str(case / "home"), "PYTHONPATH": os.pathsep.join(sys.path)})
+        done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300, check=True)
+    threads, best = done.stdout.split()
+    assert wanted or int(threads) == min(max(1, math.ceil(cpus)), len(os.sched_getaffinity(0)))
+    return float(best)
+
+
+def test_a_quota_decides_threads(case: Path) -> None:
+    """Case 49."""
+    before = snapshot(case)
+    right = attempt(RUN, case / "home")
+    for cpus in (0.5, 1.5):
+        quota_speed(case, cpus, 0, 1)
+        with cgroup(cpus=cpus) as group:
+            proc = attempt(RUN, case / "home", wrapper=group)
+        assert (proc.code, proc.out) == (0, right.out)
+        assert_clean(proc, before, snapshot(case))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("cpus", [0.5, 1.5])
+def test_a_quota_is_used_as_well_as_by_any_number_of_threads(case: Path, cpus: float) -> None:
+    """Case 49: our own choice is at most 15% slower than the best fixed number, measured in turns."""
+    best: dict[int, float] = {}
+    for _ in range(5):
+        for threads in range(min(3, len(os.sched_getaffinity(0)) + 1)):
+            best[threads] = min(best.get(threads, 1e9), quota_speed(case, cpus, threads, 4, 256))  # several periods of the quota
+    print(f"{cpus} CPUs: " + ", ".join(f"{threads or 'our own number of'} threads {1e3 * x:.1f} ms" for threads, x in best.items()))
+    assert best[0] <= 1.15 * min(best.values())
+
+
 def test_no_gpu_is_touched(case: Path, tmp_path: Path) -> None:
     """Case 55."""
     log = tmp_path / "log"
@@ -209,7 +265,7 @@ def steps(first: int, last: int) -> list[int]:
 
 def least() -> int:
     """MB of address space in which Python and its libraries start."""
-    return 280 + 26 * (os.cpu_count() or 1)
+    return 140 + 26 * (os.cpu_count() or 1)
 
 
 def test_some_sizes_of_memory(case: Path) -> None:
@@ -252,6 +308,39 @@ def test_what_does_not_fit_is_refused_with_numbers(case: Path) -> None:
         assert proc.code == 7 and "not enough memory" in proc.lines[-1]
         assert re.search(r"it needs \d+ MiB and \d+ MiB are available|does not fit", proc.lines[-1]) and "smaller" in proc.lines[-1]
         assert_clean(proc, before, snapshot(case))
+
+
+def test_a_control_group_with_little_memory(case: Path) -> None:
+    """Case 56: from too little for anything to enough: a refusal that names what fits, and what it names does run. Never the end by
+    the system, which a killed process would tell."""
+    seen = set()
+    for megabytes in range(28, 56, 4):
+        with cgroup(memory=megabytes * 1_000_000) as group:
+            before = snapshot(case)
+            proc = attempt(RUN, case / "home", wrapper=group)
+            assert proc.code in (0, 7), proc.err
+            assert_clean(proc, before, snapshot(case))
+            named = re.search(r"Try (.*), which fits(?: \((llm .*) makes it\))?", proc.lines[-1]) if proc.code else None
+            seen.add(named is not None if proc.code else "ran")
+            if named is None:
+                continue
+            if named[2]:
+                assert attempt(named[2].split()[1:], case / "home").code == 0
+            assert attempt([*RUN, *named[1].split()], case / "home", wrapper=group).code == 0, proc.err
+    assert seen == {False, True, "ran"}
+
+
+def test_compiling_in_little_memory(case: Path, tmp_path: Path) -> None:
+    """Kernels are compiled by as many processes as there is memory for, or not at all."""
+    variables = {"LLMCLI_KERNELS": str(tmp_path / "kernels")}
+    before = snapshot(case)
+    with cgroup(memory=100_000_000) as group:
+        proc = attempt(RUN, case / "home", wrapper=group, variables={"LLMCLI_KERNELS": str(tmp_path / "kernels")})
+    assert proc.code == 7 and "not enough memory for the kernel compiler: it needs" in proc.lines[-1], proc.err
+    assert_clean(proc, before, snapshot(case))
+    shutil.rmtree(tmp_path / "kernels")
+    with cgroup(memory=220_000_000) as group:
+        assert attempt(RUN, case / "home", wrapper=group, variables=variables).code == 0
 
 
 SOAK = """

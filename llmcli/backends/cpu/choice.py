@@ -24,7 +24,7 @@ PLAIN = {
 }
 """Operations with one kernel."""
 OTHERS = {"embed", "norm", "linear", "rope", "cache_write", "attention", "activation", "route", "experts"}
-QUERIES = 24
+QUERIES = 48
 """Queries that one chunk of attention takes together: a few tokens' heads that share their keys."""
 WHOLE = 1 << 40
 """A divisor that makes one of any number of rows: chunks come from the columns alone."""

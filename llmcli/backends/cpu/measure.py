@@ -30,14 +30,14 @@ CHUNKS = 32
 """Chunks of products in a pass, for each thread: some 2 ms, so that some passes meet no other process."""
 CHAINS = 16 if target.tile() == 8 else 2 if target.is_x86() and "avx2" not in target.features() else 4
 """Products in flight, of 512 bits: enough to hide each one's latency, few enough for the registers."""
-DOT_OPERATIONS, FMA_OPERATIONS = 16 * 4 * 2, 16 * 2
-"""Multiplications and additions in one dot4, and in one fused multiply-add of 16 lanes."""
+OPERATIONS = {"dot": 16 * 4 * 2, "pairs": 16 * 2 * 2, "fma": 16 * 2}
+"""Multiplications and additions in one dot4, in one dot2, and in one fused multiply-add of 16 lanes."""
 
 
 @dataclass(frozen=True)
 class Limits:
     """memory_read, model_read: bytes a second that all threads read, from a buffer that no cache holds, and from one of
-    model_bytes; int8_operations, f32_operations: multiplications and additions a second."""
+    model_bytes; int8_operations, int16_operations, f32_operations: multiplications and additions a second."""
 
     threads: int
     cpu: str
@@ -48,13 +48,15 @@ class Limits:
     model_bytes: int
     model_read: float
     int8_operations: float
+    int16_operations: float
     f32_operations: float
 
 
 def limits(threads: int, model_bytes: int, notify: Notify | None = None) -> Limits:
     """Measures all of them. Takes memory for four times the last-level cache, and the model's size."""
-    dot, fma, read = ("measure.dot", (CHAINS,)), ("measure.fma", (CHAINS,)), ("measure.read", ())
-    addresses = objects.load([*KERNELS, dot, fma, read], notify)
+    keys: list[objects.Key] = [(f"measure.{name}", (CHAINS,)) for name in OPERATIONS]
+    read: objects.Key = ("measure.read", ())
+    addresses = objects.load([*KERNELS, *keys, read], notify)
     pool = Pool(threads, addresses)
     try:
         cache = last_level_cache()
@@ -62,10 +64,10 @@ def limits(threads: int, model_bytes: int, notify: Notify | None = None) -> Limi
         reads = []
         for size in sizes:
             reads.append(_read(pool, addresses[read], _memory(size)))
-        products = [_products(pool, addresses[key]) for key in (dot, fma)]
+        products = [_products(pool, addresses[key]) * CHAINS * STEPS for key in keys]
     finally:
         pool.close()
-    chains = CHAINS * STEPS
+    int8, int16, f32 = (rate * count for rate, count in zip(products, OPERATIONS.values(), strict=True))
     return Limits(
         threads=threads,
         cpu=cpu_name(),
@@ -75,8 +77,9 @@ def limits(threads: int, model_bytes: int, notify: Notify | None = None) -> Limi
         memory_read=reads[0],
         model_bytes=sizes[1],
         model_read=reads[1],
-        int8_operations=products[0] * chains * DOT_OPERATIONS,
-        f32_operations=products[1] * chains * FMA_OPERATIONS,
+        int8_operations=int8,
+        int16_operations=int16,
+        f32_operations=f32,
     )
 
 

@@ -125,8 +125,9 @@ class CpuRunner:
             return
         op, token = self.plan.ops[word - 1 >> 32], start + (word - 1 & 0xFFFFFFFF)
         where = f"at {op.label}, token {token} of the step"
-        if op.kind == "cache_write" and self.cache.dtype == "f16":
-            raise NumericalError("a key or value beyond 65,504, NaN or infinity", where, "Use --kv f32")
+        if op.kind == "cache_write" and self.cache.dtype != "f32":
+            most = "65,504" if self.cache.dtype == "f16" else "10^18"
+            raise NumericalError(f"a key or value beyond {most}, NaN or infinity", where, "Use --kv f32")
         raise NumericalError("NaN or infinity", where)
 
     def times(self, batch: Batch) -> list[tuple[Op, float]]:

@@ -10,7 +10,7 @@ SHAPES = ((64, 1), (64, 2), (64, 3), (64, 4), (64, 7), (64, 8), (128, 1), (128, 
 """Head size, and heads that share a key head: the demo model, SmolLM2, TinyLlama, Llama, Mistral, Qwen2 and Qwen3 up to 8
 billion parameters."""
 PRODUCTS = ("int4", "int8")
-CACHE = "f16"
+CACHE = "int16"
 PLAIN = (
     "embed.int8",
     "norm.rms",

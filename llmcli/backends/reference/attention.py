@@ -8,12 +8,15 @@ from llmcli.backends.reference.step import Floats, Step
 from llmcli.errors import NumericalError
 from llmcli.kv import BLOCK, KVCache, Sequence
 
+MOST = {"f32": np.finfo(np.float32).max, "f16": np.finfo(np.float16).max, "int16": 1e18, "int8": 1e18}
+"""What magnitudes of keys and values each type of cache takes."""
+
 
 def cache_write(step: Step, key: Floats, value: Floats, *, layer: int) -> None:
     """Stores key and value [T, kv_heads * D] at each token's (sequence, position). Raises NumericalError for what
     the cache's type cannot hold."""
     shape = (len(key), step.cache.layers[layer].kv_heads, step.cache.layers[layer].head_size)
-    most = np.finfo(step.cache.keys(layer, 0).dtype).max
+    most = MOST[step.cache.dtype]
     for name, x in (("key", key), ("value", value)):
         bad = ~(np.abs(x) <= most).all(1)
         if bad.any():
@@ -21,17 +24,13 @@ def cache_write(step: Step, key: Floats, value: Floats, *, layer: int) -> None:
     batch = step.batch
     for owner, position, k, v in zip(batch.owners, batch.positions, key.reshape(shape), value.reshape(shape), strict=True):
         block, within = batch.sequences[owner].blocks[position // BLOCK], position % BLOCK
-        keys, values = step.cache.keys(layer, block), step.cache.values(layer, block)
-        keys[:, within // keys.shape[-1], :, within % keys.shape[-1]] = k
-        values[:, within, : shape[-1]] = v
+        step.cache.write(layer, block, within, k, v)
 
 
 def past(cache: KVCache, sequence: Sequence, layer: int) -> tuple[Floats, Floats]:
     """All keys and values of a sequence's blocks: f32 [kv_heads, positions, D] each."""
-    size = cache.layers[layer].head_size
-    keys = [cache.keys(layer, b).swapaxes(2, 3).reshape(-1, BLOCK, size) for b in sequence.blocks]
-    values = [cache.values(layer, b)[..., :size] for b in sequence.blocks]
-    return np.concatenate(keys, 1).astype(np.float32), np.concatenate(values, 1).astype(np.float32)
+    keys, values = zip(*(cache.read(layer, block) for block in sequence.blocks), strict=True)
+    return np.concatenate(keys, 1), np.concatenate(values, 1)
 
 
 def attention(

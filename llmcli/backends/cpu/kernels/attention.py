@@ -2,12 +2,12 @@
 that share them.
 
 The order of arithmetic, whatever the kernel, the tile or the number of tokens: keys in blocks of 256 by position. In a
-block: scores (scale * q).k by fma over the head's columns ascending; their maximum; weights e^(score - maximum), added up in
-16 lanes and a fixed tree; values by fma over keys ascending. Blocks are merged in ascending order. A key that a query may
-not see has weight 0, which changes no bit.
+block: scores scale * q.k; their maximum; weights e^(score - maximum), added up in 16 lanes and a fixed tree; the weighted sum of
+values (attention_floats.py, attention_codes.py). Blocks are merged in ascending order. A key that a query may not see has
+weight 0, which changes no bit.
 
-What bounds it: one token streams keys and values from memory; many are bound by fma, 2 D of them for a query and 16 keys, beside
-some 20 instructions for their weights.
+What bounds it: one token streams keys and values from memory; many are bound by products, beside
+some 20 to 30 instructions for the weights of a query and 16 keys.
 
 A `part` is one query's (vector [Dp], maximum, sum) over some keys; f32.
 """
@@ -17,159 +17,38 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from llmcli.backends.cpu.kernels.mathematics import exp, exp_below, tanh
-from llmcli.backends.cpu.kernels.outer import BYTES, outer
+from llmcli.backends.cpu.kernels import attention_codes, attention_floats
+from llmcli.backends.cpu.kernels.mathematics import exp
 from llmcli.backends.cpu.kernels.threads import atomic_add, store_release
 from llmcli.backends.cpu.kernels.vectors import (
-    as_f64,
     choose,
     field,
     first_lanes,
     fma,
-    greater_i32,
     lane,
-    lane_numbers,
-    larger,
-    largest,
     load_f32,
     load_f32x16,
-    load_first,
-    load_i32,
     splat,
-    splat_i32,
     store_f32,
     store_first,
     store_vector,
-    to_f32,
-    total,
 )
+from llmcli.backends.cpu.kernels.visible import MINUS_INFINITY, first_seen, owner_of, position_of
 from llmcli.backends.cpu.records import ATTENTION, HEADER, SHARED_ATTENTION
 from llmcli.backends.cpu.tiles import BLOCK, attention_tile
 
 F = np.float32
-MINUS_INFINITY = F(-np.inf)
-
-
-@njit(forceinline=True)
-def position_of(args, token):
-    return load_i32(field(field(args, ATTENTION.header), HEADER.positions) + token * 4)
-
-
-@njit(forceinline=True)
-def owner_of(args, token):
-    return load_i32(field(field(args, ATTENTION.header), HEADER.owners) + token * 4)
-
-
-@njit(forceinline=True)
-def first_seen(args, position):
-    """The first position that a query at `position` sees."""
-    window = field(args, ATTENTION.window)
-    return max(position + 1 - window, 0) if window else 0
-
-
-@njit(forceinline=True)
-def block_address(args, owner, block, kv_head):
-    """Where a sequence's block of one head starts."""
-    header = field(args, ATTENTION.header)
-    number = load_i32(field(header, HEADER.tables) + owner * field(header, HEADER.table_stride) + block * 4)
-    return field(args, ATTENTION.cache) + number * field(args, ATTENTION.block_bytes) + kv_head * field(args, ATTENTION.head_bytes)
-
-
-@njit(forceinline=True)
-def weigh(args, head, position, base, low, high, scores, maximum_and_sum):
-    """One query's scores at [low, high) of a block that starts at position base, both multiples of 16, become weights."""
-    first, softcap, slopes = first_seen(args, position), field(args, ATTENTION.softcap), field(args, ATTENTION.slopes)
-    most = splat(MINUS_INFINITY)
-    if base + low >= first and base + high <= position + 1 and not softcap and not slopes:
-        for at in range(low, high, 16):
-            most = larger(load_f32x16(scores + at * 4), most)
-    else:
-        cap, before, last = splat(F(as_f64(softcap))), splat_i32(first - 1), splat_i32(position + 1)
-        for at in range(low, high, 16):
-            score = load_f32x16(scores + at * 4)
-            if softcap:
-                score = cap * tanh(score / cap)
-            key = lane_numbers() + splat_i32(base + at)
-            if slopes:
-                score = fma(splat(load_f32(slopes + head * 4)), to_f32(key - splat_i32(position)), score)
-            score = choose(greater_i32(key, before) & greater_i32(last, key), score, splat(MINUS_INFINITY))
-            store_vector(scores + at * 4, score)
-            most = larger(score, most)
-    maximum = largest(most)
-    if base > position or base + BLOCK <= first:
-        maximum = F(0)  # it sees nothing here: all weights are 0
-    lanes = splat(F(0))
-    for at in range(low, high, 16):
-        weight = exp_below(load_f32x16(scores + at * 4) - splat(maximum))
-        store_vector(scores + at * 4, weight)
-        lanes = lanes + weight
-    store_f32(maximum_and_sum, maximum)
-    store_f32(maximum_and_sum + 4, total(lanes))
 
 
 def functions(head_size, dtype, group, tokens):
     """The device functions (pack, attend, start, merge, finish) for up to `tokens` tokens x `group` heads, which are the
-    queries of one kv head: query i is head i % group of token first + i // group. Addresses: see tiles.AttentionTile."""
-    shape = attention_tile(head_size, group * tokens)
-    queries, item, part_bytes = shape.queries, BYTES[dtype], shape.part_bytes
-    columns = (head_size + 15) & -16
-    key_step, key_stride = shape.keys * 16, head_size * item
-    zero_scores, add_keys, store_scores = outer(dtype, shape.keys, 16 * head_size * item, queries, columns * 4)
-    zero_last, add_last, store_last = outer(dtype, 1, 0, queries, columns * 4)
-    zero_sums, add_values, store_sums = outer(dtype, shape.columns, 16 * item, queries, BLOCK * 4)
-    column_steps, column_bytes = columns // 16 // shape.columns, shape.columns * 16
+    queries of one kv head: query i is head i % group of token first + i // group. Addresses: see tiles.AttentionTile.
 
-    @njit(forceinline=True)
-    def pack(args, kv_head, first, count, packed):
-        """Queries times scale, f32 [queries of all tiles][Dp]; the last one is repeated to fill its tile."""
-        scale = splat(F(as_f64(field(args, ATTENTION.scale))))
-        for i in range((count + queries - 1) // queries * queries):
-            j = min(i, count - 1)
-            x = field(args, ATTENTION.query) + (first + j // group) * field(args, ATTENTION.query_stride)
-            x += (kv_head * group + j % group) * head_size * 4
-            for at in range(0, columns, 16):
-                store_vector(packed + (i * columns + at) * 4, load_first(x + at * 4, head_size - at) * scale)
-
-    @njit(forceinline=True)
-    def attend(args, kv_head, first, count, block, packed, scores, parts):
-        """The part of each query over one block."""
-        keys = block_address(args, owner_of(args, first), block, kv_head)
-        base = block * BLOCK
-        for tile in range(0, count, queries):
-            low, high = BLOCK, 0
-            for i in range(tile, min(tile + queries, count)):
-                position = position_of(args, first + i // group)
-                low, high = min(low, first_seen(args, position) - base), max(high, position + 1 - base)
-            low, high = max(low, 0) & -16, min(high, BLOCK)
-            at, end = low, (high + 15) & -16
-            while at + key_step <= end:
-                acc = zero_scores()
-                key, query = keys + at * key_stride, packed + tile * columns * 4
-                for _ in range(head_size):
-                    acc = add_keys(acc, key, query)
-                    key, query = key + 16 * item, query + 4
-                store_scores(scores + at * 4, 64, BLOCK * 4, acc)
-                at += key_step
-            while at < end:
-                rest = zero_last()
-                key, query = keys + at * key_stride, packed + tile * columns * 4
-                for _ in range(head_size):
-                    rest = add_last(rest, key, query)
-                    key, query = key + 16 * item, query + 4
-                store_last(scores + at * 4, 64, BLOCK * 4, rest)
-                at += 16
-            for m in range(queries):
-                i = min(tile + m, count - 1)
-                head, position = kv_head * group + i % group, position_of(args, first + i // group)
-                to = parts + (tile + m) * part_bytes + columns * 4
-                weigh(args, head, position, base, low, end, scores + m * BLOCK * 4, to)
-            for step in range(column_steps):
-                acc = zero_sums()
-                value = keys + field(args, ATTENTION.key_bytes) + (low * columns + step * column_bytes) * item
-                for at in range(low, high):
-                    acc = add_values(acc, value, scores + at * 4)
-                    value += columns * item
-                store_sums(parts + tile * part_bytes + step * column_bytes * 4, 64, part_bytes, acc)
+    pack(args, kv head, first token, count of queries, packed) prepares them; attend(args, kv head, first token, count, block,
+    packed, scores, parts) makes the part of each over one block."""
+    part_bytes, columns = attention_tile(head_size, group * tokens).part_bytes, (head_size + 15) & -16
+    inner = attention_codes if dtype in attention_codes.BYTES else attention_floats
+    pack, attend = inner.functions(head_size, dtype, group, tokens)
 
     @njit(forceinline=True)
     def start(args, kv_head, count, states):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from llvmlite import ir
 
+from llmcli.backends.cpu.kernels import cache_codes
 from llmcli.backends.cpu.kernels.faults import report
 from llmcli.backends.cpu.kernels.half import f32_to_f16
 from llmcli.backends.cpu.kernels.instructions import I32, I64, f32x16, instruction, intp, store, void
@@ -77,4 +78,8 @@ def write(dtype):
     return kernel
 
 
-KERNELS = {"write": write}
+def write_any(dtype):
+    return cache_codes.write(dtype) if dtype in cache_codes.LANES else write(dtype)
+
+
+KERNELS = {"write": write_any}

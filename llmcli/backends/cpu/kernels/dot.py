@@ -1,5 +1,6 @@
 """The product of small integers: the only place that differs between CPUs. `lookup` turns nibbles into code values,
-`dot4` adds four u8 x s8 products to each i32, the tile instructions do so for a few tokens x 16 output rows at once.
+`dot4` adds four u8 x s8 products to each i32, the tile instructions do so for a few tokens x 16 output rows at once, and
+`dot2` adds two s16 x s16 products, for attention.
 
 Every way gives the same integers, so results do not depend on the CPU's instructions here. vpdpbusd is used in its
 wrapping form, and vpmaddwd on bytes widened to 16 bits: neither can saturate.
@@ -107,6 +108,20 @@ def dot4(b, acc, unsigned, signed):
         x = b.ashr(b.shl(signed, constant(i32x16.llvm, 24 - 8 * n)), constant(i32x16.llvm, 24))
         acc = b.add(acc, b.mul(w, x))
     return acc
+
+
+def dot2(b, acc, x, y):
+    """acc[i] + the sum of x[2i + n] * y[2i + n] over n < 2. acc: <16 x i32>; x, y: the same, two s16 in each."""
+    kind = target.dot4_kind()
+    if kind == "avx512vnni":
+        return call(b, "llvm.x86.avx512.vpdpwssd.512", i32x16.llvm, acc, x, y)
+    if kind == "avxvnni":
+        return in_parts(b, "llvm.x86.avx512.vpdpwssd.256", ir.VectorType(I32, 8), acc, x, y)
+    if target.is_x86():
+        return b.add(acc, _add_pairs(b, b.bitcast(x, I16x32), b.bitcast(y, I16x32)))
+    sixteen = constant(i32x16.llvm, 16)
+    low = b.mul(b.ashr(b.shl(x, sixteen), sixteen), b.ashr(b.shl(y, sixteen), sixteen))
+    return b.add(b.add(acc, low), b.mul(b.ashr(x, sixteen), b.ashr(y, sixteen)))
 
 
 def _dot4_by_pairs(b, acc, weights, signed):

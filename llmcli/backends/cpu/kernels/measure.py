@@ -1,6 +1,7 @@
 """What this machine can do at most, and what time it is: kernels that measure instead of computing a model.
 
-`read` streams over memory, `dot` and `fma` do nothing but the products of linear operations and of attention, on registers alone.
+`read` streams over memory; `dot`, `pairs` and `fma` do nothing but the products of linear operations, of attention over codes and of
+that over floats, on registers alone.
 `clock` notes the time, as an operation of a step between two others.
 """
 
@@ -8,7 +9,7 @@ from __future__ import annotations
 
 from llvmlite import ir
 
-from llmcli.backends.cpu.kernels.dot import dot4, each
+from llmcli.backends.cpu.kernels.dot import dot2, dot4, each
 from llmcli.backends.cpu.kernels.instructions import (
     I8,
     I32,
@@ -92,6 +93,10 @@ def _dot(b, acc):
     return dot4(b, acc, b.bitcast(acc, i8x64.llvm), constant(i8x64.llvm, 3))
 
 
+def _pairs(b, acc):
+    return dot2(b, acc, acc, constant(i32x16.llvm, 3 << 16 | 5))
+
+
 def _fma(b, acc):
     return fma(b, acc, constant(f32x16.llvm, 0.5), constant(f32x16.llvm, 1.0))
 
@@ -134,5 +139,6 @@ KERNELS = {
     "clock": clock,
     "read": read,
     "dot": chains(i32x16, _dot, lambda m: m + 1),
+    "pairs": chains(i32x16, _pairs, lambda m: m + 1),
     "fma": chains(f32x16, _fma, lambda m: float(m)),
 }

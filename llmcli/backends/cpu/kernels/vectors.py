@@ -142,6 +142,12 @@ def store_f16(b, address, v):
     store(b, address, f32_to_f16(b, v))
 
 
+@instruction(void(intp, i32x16))
+def store_i16(b, address, v):
+    """Stores the low 16 bits of each lane."""
+    store(b, address, b.trunc(v, i16x16.llvm))
+
+
 @instruction(f32x16(intp))
 def load_bf16(b, address):
     """16 bfloat16 as float32."""

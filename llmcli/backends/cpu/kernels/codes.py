@@ -1,0 +1,41 @@
+"""Numbers as s16 codes with a scale, for attention's integer products."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numba import njit
+
+from llmcli.backends.cpu.kernels.vectors import absolute, fma, larger, largest, load_first, splat, total
+
+F = np.float32
+CODES = F(31744)
+"""The length of a vector of codes, or the sum of weights: products of two such vectors stay below 2^31."""
+LEAST = F(2.0**-80)
+"""Lengths and sums below it count as 0: their inverses would leave float32."""
+
+
+@njit(forceinline=True)
+def length(x, n):
+    """The root of the sum of the squares of n floats."""
+    lanes = splat(F(0))
+    for at in range(0, n, 16):
+        v = load_first(x + at * 4, n - at)
+        lanes = fma(v, v, lanes)
+    return F(math.sqrt(total(lanes)))
+
+
+@njit(forceinline=True)
+def largest_magnitude(x, n):
+    """The largest of n floats without their signs."""
+    most = splat(F(0))
+    for at in range(0, n, 16):
+        most = larger(absolute(load_first(x + at * 4, n - at)), most)
+    return largest(most)
+
+
+@njit(forceinline=True)
+def factor(largest_code, size):
+    """What turns `size` into a code; 0 for a size that is as good as nothing."""
+    return largest_code / size if size > LEAST else F(0)
