@@ -138,11 +138,9 @@ def load(
         spec, plan = read_plan(file, context, taps)
         kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
         decision = _decided(file, plan, kv, texts, backend, gpu_layers, gpu_split, notify) if decided else None
-        here = plan
         if decision is not None and decision.on_gpus:
             kind = GPU_CACHE[kind]
-            here = replace(plan, cache=plan.cache[: -decision.on_gpus])  # (the weights are kept for layers that come back)
-        require_memory(file, here, kind, texts)
+        require_memory(file, plan_here(plan, decision), kind, texts)
         if chat and (source := read_templates(file).get(DEFAULT)):
             from llmcli.text import template
 
@@ -191,6 +189,11 @@ def checked_context(spec: Spec, wanted: int | None) -> int:
     if not 1 <= wanted <= spec.context:
         raise UsageError(f"a context of {wanted:,} tokens", f"the model was made for up to {spec.context:,}", "Change -c")
     return wanted
+
+
+def plan_here(plan: Plan, decision: Decision | None) -> Plan:
+    """The plan with the cache of those layers alone that are not on GPUs. (Weights are kept for layers that come back from there.)"""
+    return plan if decision is None else replace(plan, cache=plan.cache[: len(plan.cache) - decision.on_gpus])
 
 
 def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:

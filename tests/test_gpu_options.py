@@ -160,5 +160,5 @@ def test_the_cache_of_gpu_layers_takes_no_memory_here(gpus: None) -> None:
     with packed.open(store.find("demo")) as file:
         _, plan = engine.read_plan(file, None)
         decision = decide.decide(Wish("cuda", 2), engine.costs_of(file, plan, "f16"))
-        whole, left = engine.memory_of(file, plan, "f16"), engine.memory_of(file, plan, "f16", 1, decision)
+        whole, left = engine.memory_of(file, plan, "f16"), engine.memory_of(file, engine.plan_here(plan, decision), "f16")
         assert left["cache"] * 6 == whole["cache"] * 4 and left["weights"] == whole["weights"]
