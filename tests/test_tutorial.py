@@ -80,8 +80,8 @@ def test_the_example_is_worth_being_one() -> None:
     divergence, rise = ([number(row[at]) or 0.0 for row in rows] for at in (-3, -2))
     assert divergence == sorted(divergence, reverse=True) and rise == sorted(rise) and rows[0][-1] == "528"
     best, second = (line.split() for line in by_command['llm next "Tom had a red ball. He lost his" -k 5'].splitlines()[1:3])
-    assert f"{float(best[5]) - float(second[5]):.3f}" == "1.387" and f"{math.exp(1.387):.1f}" == "4.0"
-    assert [best[1], second[1]] == ["␣ball", "␣red"] and 6 < 2 ** float("2.690") < 7
+    assert f"{float(best[5]) - float(second[5]):.3f}" == "1.381" and f"{math.exp(1.381):.1f}" == "4.0"
+    assert [best[1], second[1]] == ["␣ball", "␣red"] and 6 < 2 ** float("2.692") < 7
     head = answer(llm("attend", "Tom had a red ball. He lost his", "--layer", "5", "--head", "1"))
     last = [int(word) for word in head.splitlines()[10].split()[2:]]
     assert last.index(max(last)) == 4  # "red"
