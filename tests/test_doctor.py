@@ -74,7 +74,7 @@ def test_it_is_quick_writes_nothing_and_imports_no_numba(home: Path) -> None:
         assert done.returncode == 0, done
         seconds.append(after.children_user + after.children_system - before.children_user - before.children_system)
     assert not home.exists()
-    assert min(seconds) < 0.5
+    assert min(seconds) < 1  # 0.4 on an idle machine
 
 
 def test_a_default_model_that_is_not_here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

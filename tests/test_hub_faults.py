@@ -258,7 +258,7 @@ def test_a_full_disk_is_noticed_first(pull: Puller, fakehub: FakeHub, monkeypatc
 
 def test_too_little_memory_is_noticed_first(pull: Puller, fakehub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("llmcli.memory.available", lambda: 100_000)
-    assert "Use --quant int4, or a smaller model" in pull.error(7, REPOSITORY)
+    assert "No smaller form of it fits: close other programs, or use a smaller model" in pull.error(7, REPOSITORY)
     assert fakehub.sent <= pulling.FIRST_BYTES
 
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import atexit
 import functools
+import os
 import re
-import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from llmcli.backends import build
 
@@ -35,19 +36,21 @@ def ptx(kernel: Any, signature: str, architecture: tuple[int, int]) -> str:
 
 @functools.cache
 def _compiler() -> build.Compiler:
-    made = build.Compiler("tests.cuda.assembling")
+    root = str(Path(__file__).parents[2])
+    with mock.patch.dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (os.environ.get("PYTHONPATH"), root)))):
+        made = build.Compiler("tests.cuda.assembling")
     atexit.register(made.__exit__)
     return made
 
 
 def assembler() -> str | None:
-    """ptxas of the extra's wheels, or of an installed toolkit."""
+    """ptxas of the compiler's wheels: another one may not know their PTX."""
     import nvidia
 
     for folder in nvidia.__path__:
         for path in sorted(Path(folder).glob("*/bin/ptxas")):
             return str(path)
-    return shutil.which("ptxas")
+    return None
 
 
 def assembled(code: str, architecture: tuple[int, int], folder: Path) -> Usage | None:

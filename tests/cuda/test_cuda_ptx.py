@@ -15,7 +15,7 @@ import pytest
 if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("nvidia") is None:
     pytest.skip("kernels are not compiled to PTX: the extra `cuda` is not installed", allow_module_level=True)
 
-from compiling import ptx  # noqa: E402
+from compiling import assembler, ptx  # noqa: E402
 
 from llmcli.backends.cuda import driver, weights  # noqa: E402
 from llmcli.backends.cuda.kernels import elementwise, embed, experts, linear, prompt, quantize  # noqa: E402
@@ -42,14 +42,6 @@ def launches() -> Iterator[tuple[str, Launch]]:
 
 
 LAUNCHES = dict(launches())
-
-
-def assembler() -> Path | None:
-    for folder in importlib.util.find_spec("nvidia").submodule_search_locations or ():  # type: ignore[union-attr]
-        found = sorted(Path(folder).glob("*/bin/ptxas"))
-        if found:
-            return found[0]
-    return None
 
 
 @pytest.mark.parametrize("capability", [(8, 0), (9, 0)], ids=["sm_80", "sm_90"])
