@@ -1,10 +1,12 @@
 """This project beside llama.cpp and OpenVINO GenAI: the same model, the same weights, in turns, in one run.
 
     python benchmarks/compare.py --work DIR --gguf MODEL.gguf [--shape 1B] --llama-python VENV/bin/python \\
-        --openvino-python VENV/bin/python [--kind Q4_0] [--rounds 5] [--threads 2] [--tests decode,...] [--json F] [--markdown F]
+        --openvino-python VENV/bin/python [--llama-bench 'PROGRAM FLAGS'] [--kind Q4_0] [--rounds 5] [--threads 2] \\
+        [--tests decode,...] [--json F] [--markdown F]
 
 llama.cpp comes as the package llama-cpp-python (built with the compiler of the machine), OpenVINO as openvino-genai, each in an
-environment of its own that also has numpy; an engine whose Python is not given is left out. --gguf: a model, rewritten with its matrices
+environment of its own that also has numpy; an engine whose Python is not given is left out. `llama-bench` is measured where it is on the
+path or given by --llama-bench (for relatives of llama.cpp, too); it has no test `start`. --gguf: a model, rewritten with its matrices
 in --kind; with --shape, a random model of that shape with its tokenizer. Ours imports the same file: Q4_0 and Q8_0 are kept bit for
 bit. Every engine is a process that keeps its model loaded (peers/); after a warm-up a round asks each for each test, the order turning
 from round to round. Ratios are taken within a round, then their median. What each test is, is in TESTS.
@@ -16,6 +18,7 @@ import argparse
 import contextlib
 import json
 import os
+import shutil
 import signal
 import statistics
 import subprocess
@@ -35,6 +38,7 @@ CONTEXT = 4096 + 256
 PAUSE = 0.3
 """Seconds between two measurements: threads of an engine that has answered still look for work for a while."""
 OURS = "ours"
+BENCH = "llama-bench"
 QUANTS = {"Q4_0": "int4", "Q8_0": "int8"}
 PROMPT = "Once upon a time there"
 
@@ -65,7 +69,7 @@ class Engine:
     """A program of peers/ with a model in it."""
 
     def __init__(self, name: str, python: str, model: str, count: int, environment: dict[str, str]) -> None:
-        script = {OURS: "ours", "llama.cpp": "llamacpp", "OpenVINO": "genai"}[name]
+        script = {OURS: "ours", "llama.cpp": "llamacpp", "OpenVINO": "genai", BENCH: "llamabench"}[name]
         self.name, self._environment = name, environment
         self._command = [python, str(HERE / "peers" / f"{script}.py"), model, "--threads", str(count), "--context", str(CONTEXT)]
         self._once = [*self._command, "--once"]
@@ -77,6 +81,10 @@ class Engine:
         pipe = subprocess.PIPE
         self.process = subprocess.Popen(self._command, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, env=self._environment, text=True)
         self.version = self._answer()["version"]
+
+    def can(self, test: Test) -> bool:
+        """Whether this program has such a test."""
+        return self.name != BENCH or test.kind != "start"
 
     def ask(self, test: Test) -> float:
         """Tokens a second."""
@@ -130,12 +138,12 @@ def measured(engines: list[Engine], tests: dict[str, Test], rounds: int) -> dict
     for engine in engines:  # what is done for the first time takes longer
         for test in WARM:
             engine.ask(test)
-        if any(test.kind == "start" for test in tests.values()):
+        if any(engine.can(test) and test.kind == "start" for test in tests.values()):
             engine.once()
     for number in range(rounds):
         turn = number % len(engines)
         for name, test in tests.items():
-            for engine in engines[turn:] + engines[:turn]:
+            for engine in (one for one in engines[turn:] + engines[:turn] if one.can(test)):
                 time.sleep(PAUSE)
                 with spinning(test.busy):
                     values = engine.once() if test.kind == "start" else (engine.ask(test),)
@@ -164,8 +172,9 @@ def markdown(title: str, rows: list[dict[str, Any]], engines: list[Engine]) -> s
     heads = [title, *(f"ours / {name}" for name in others), OURS, *others]
     lines = [heads, ["---"] * len(heads)]
     for row in rows:
-        ratios = [f"{row['ratios'][name]:.2f}" for name in others if name in row["ratios"]]
-        lines.append([row["what"], *ratios, *(_figure(row["what"], row["samples"][engine]) for engine in (OURS, *others))])
+        ratios = [f"{row['ratios'][name]:.2f}" if name in row["ratios"] else "" for name in others]
+        figures = [_figure(row["what"], row["samples"][name]) if name in row["samples"] else "" for name in (OURS, *others)]
+        lines.append([row["what"], *ratios, *figures])
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -206,6 +215,7 @@ def main() -> None:
     parser.add_argument("--kind", choices=QUANTS, default="Q4_0")
     parser.add_argument("--llama-python")
     parser.add_argument("--openvino-python")
+    parser.add_argument("--llama-bench", default=shutil.which("llama-bench") or "", help="the program, with flags of its own")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=threads.usable())
     parser.add_argument("--tests", default=",".join(TESTS), help=f"of {', '.join(TESTS)}")
@@ -222,6 +232,8 @@ def main() -> None:
     for peer, python in (("llama.cpp", options.llama_python), ("OpenVINO", options.openvino_python)):
         if python:
             engines.append(Engine(peer, python, str(path), options.threads, plain))
+    if options.llama_bench:
+        engines.append(Engine(BENCH, sys.executable, str(path), options.threads, {**plain, "LLAMA_BENCH": options.llama_bench}))
     with contextlib.ExitStack() as stack:
         for engine in engines:
             engine.start()
