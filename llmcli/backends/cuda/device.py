@@ -7,8 +7,6 @@ questions and takes an error for a no.
 from __future__ import annotations
 
 import ctypes
-import importlib.metadata
-import importlib.util
 import os
 from dataclasses import dataclass
 from functools import cache
@@ -162,6 +160,9 @@ def usable() -> list[Gpu]:
 
 def compiler() -> int | None:
     """The CUDA version that numba-cuda is installed for; None without it."""
+    import importlib.metadata  # 14 ms, which a run on the CPU does not need
+    import importlib.util
+
     if importlib.util.find_spec("numba_cuda") is None:
         return None
     try:
