@@ -108,7 +108,7 @@ def test_version_and_overview() -> None:
         (["run", "x", "--threads", "0"], "from 1"),
         (["run", "x", "--color", "blue"], "--color"),
         (["run", "x", "--json", "--jsonl"], "exclude each other"),
-        (["run", "x", "--no-stdin", "--device", "abacus"], "here is cpu, reference"),
+        (["run", "x", "--no-stdin", "--device", "abacus"], "here is auto, cpu, cuda, reference"),
         (["run", "several", "words"], "needs quotes"),
         (["next", "x", "-k", "0"], "-k"),
         (["import"], "DIR"),
