@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import re
@@ -198,7 +199,7 @@ def quota_speed(case: Path, cpus: float, wanted: int, rounds: int, steps: int = 
         own = environment({"LLMCLI_HOME": str(case / "home"), "PYTHONPATH": os.pathsep.join(sys.path)})
         done = subprocess.run(command, env=own, capture_output=True, text=True, timeout=300, check=True)
     threads, best = done.stdout.split()
-    assert wanted or int(threads) == min(max(1, int(cpus)), len(os.sched_getaffinity(0)))
+    assert wanted or int(threads) == min(max(1, math.ceil(cpus)), len(os.sched_getaffinity(0)))
     return float(best)
 
 

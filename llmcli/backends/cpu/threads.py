@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import os
 import threading
 import weakref
@@ -128,12 +129,9 @@ def _close(workers: list[threading.Thread], semaphores: list[threading.Semaphore
 
 
 def usable() -> int:
-    """How many threads are worth having: physical cores among the CPUs we may use, within the cgroup's CPU quota.
-
-    A quota's fraction is left: threads beyond it use the quota up and then stand still together for the rest of each period. With 1.5
-    CPUs, 256 tokens took two threads 598 ms and one 454."""
+    """How many threads are worth having: physical cores among the CPUs we may use, within the cgroup's CPU quota."""
     cores, most = len({_core(cpu) for cpu in _cpus()}), quota()
-    return max(1, cores if most is None else min(cores, int(most)))
+    return max(1, cores if most is None else min(cores, math.ceil(most)))
 
 
 def quota() -> float | None:
