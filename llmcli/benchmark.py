@@ -117,7 +117,7 @@ def load(
     with packed.open(store.find(reference)) as file:
         _check_context(Spec.from_json(file.spec), context)
         _, plan = engine.read_plan(file, context)
-        kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+        kind = estimate.cache_type(file.quantization, kv)
         engine.require_memory(file, plan, kind)
         return Subject(f"{file.name}:{file.quantization}", str(file.path), plan, file.load(verify), kind, threads, notify)
 
@@ -128,7 +128,7 @@ def random(
     """A model of this shape with random weights, made in memory. Raises OutOfMemory, UnsupportedModel, ContextOverflow."""
     _check_context(spec, context)
     plan = decoder.plan(spec, context)
-    kind = estimate.cache_type(quantization) if kv == "auto" else kv
+    kind = estimate.cache_type(quantization, kv)
     needed = estimate.Model(plan, tokenizer=0).needed(randoms.size_of(plan.weights, quantization), kind)
     memory.check(sum(needed.values()), f"a model of shape {name}", "Measure fewer tokens, or a smaller shape")
     return Subject(f"random-{name}:{quantization}", "", plan, randoms.tensors(plan.weights, quantization), kind, threads, notify)

@@ -136,7 +136,7 @@ def load(
     module = backends.get("cpu" if decided else backend)
     with packed.open(store.find(reference)) as file:
         spec, plan = read_plan(file, context, taps)
-        kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+        kind = estimate.cache_type(file.quantization, kv)
         decision = _decided(file, plan, kv, texts, backend, gpu_layers, gpu_split, notify) if decided else None
         if decision is not None and decision.on_gpus:
             kind = GPU_CACHE[kind]
@@ -245,7 +245,7 @@ def _decided(
     """Which layers go to GPUs; what is unexpected is said. Raises UsageError for 'cuda' with a cache that GPUs do not have."""
     from llmcli.offload import decide
 
-    kind = estimate.cache_type(file.quantization) if kv == "auto" else kv
+    kind = estimate.cache_type(file.quantization, kv)
     if kv in CODES:
         if device == "cuda" or split or layers not in ("auto", 0):
             raise UsageError(f"--kv {kv} with layers on a GPU", "a KV cache of codes is the CPU's", "Use --kv f16 or --kv f32")

@@ -73,9 +73,9 @@ class Model:
         return min(self.plan.context, count * BLOCK), sum(self.needed(weights, kind, count).values())
 
 
-def cache_type(quantization: str) -> str:
-    """The type of the KV cache where nobody chooses one: f32 for unquantized weights."""
-    return "f32" if quantization == "none" else "int16"
+def cache_type(quantization: str, wanted: str = "auto") -> str:
+    """The type of the KV cache: what is wanted, or, where nobody chooses one, f32 for unquantized weights, else int16."""
+    return wanted if wanted != "auto" else "f32" if quantization == "none" else "int16"
 
 
 def blocks(plan: Plan) -> int:

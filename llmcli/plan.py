@@ -63,6 +63,18 @@ class Op:
     params: Mapping[str, Param] = field(default_factory=dict)
     label: str = ""
 
+    def integer(self, name: str) -> int:
+        """A parameter that is a whole number."""
+        value = self.params[name]
+        assert isinstance(value, int)
+        return value
+
+    def number(self, name: str) -> float:
+        """A parameter that is a number."""
+        value = self.params[name]
+        assert isinstance(value, int | float)
+        return float(value)
+
 
 @dataclass(frozen=True)
 class CacheLayer:

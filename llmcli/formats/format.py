@@ -98,6 +98,11 @@ def get(name: str) -> FormatModule:
     return cast(FormatModule, module)
 
 
+def integers(name: str) -> bool:
+    """Products with this format take activations in int8. Raises CorruptFile."""
+    return get(name).FORMAT.activations == "int8"
+
+
 def aligned(size: int) -> Bytes:
     """size uninitialised bytes that start at a multiple of 64."""
     raw = np.empty(size + 63, np.uint8)

@@ -12,12 +12,13 @@ pytest.importorskip("numba_cuda", reason="kernels are compiled with numba-cuda: 
 
 from compiling import ptx
 
-from llmcli.backends.cuda import driver, lower
+from llmcli.backends.cuda import driver
 from llmcli.backends.cuda.buffers import Buffers
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.lower import Lowering
 from llmcli.backends.cuda.store import DeviceStore
 from llmcli.backends.fuse import fuse
+from llmcli.formats.format import integers
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
 
@@ -44,7 +45,7 @@ def test_launches_compile(name: str) -> None:
     buffers = Buffers(model.plan, memory, 16)
     buffers.grow(16)
     store = DeviceStore(memory, model.cache, tuple(range(len(model.plan.cache))))
-    ops = fuse(model.plan, lambda weight: lower.integers(model.weights[weight].format))
+    ops = fuse(model.plan, lambda weight: integers(model.weights[weight].format))
     lowering = Lowering(model.plan, ops, model.weights, store, buffers, memory)
     done = set()
     for rows in (1, 16):

@@ -93,8 +93,8 @@ def _attention_memory(plan: Plan) -> tuple[int, int]:
     scratch = parts = 0
     for op in plan.ops:
         if op.kind == "attention":
-            size, kv_heads = choice.integer(op, "head_size"), choice.integer(op, "kv_heads")
-            group = choice.integer(op, "heads") // kv_heads
+            size, kv_heads = op.integer("head_size"), op.integer("kv_heads")
+            group = op.integer("heads") // kv_heads
             one, some = (tiles.attention_tile(size, group * tokens) for tokens in (1, choice.tokens_together(group)))
             scratch = max(scratch, one.scratch_bytes, some.scratch_bytes)
             parts = max(parts, kv_heads * -(-plan.context // BLOCK) * one.block_bytes)

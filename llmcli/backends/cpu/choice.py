@@ -9,6 +9,7 @@ from llmcli.backends.cpu import target, threads
 from llmcli.backends.cpu.objects import Key
 from llmcli.backends.fuse import Numbered
 from llmcli.formats import format as formats
+from llmcli.formats.format import integers as integers
 from llmcli.plan import Op
 
 PLAIN = {
@@ -62,25 +63,6 @@ def family(format: str) -> str:
     return f"int{record.bits}{'_offset' if record.offset else ''}" if integers(format) else record.name
 
 
-def integers(format: str) -> bool:
-    """Products with this format take activations in int8."""
-    return formats.get(format).FORMAT.activations == "int8"
-
-
-def integer(op: Op, name: str) -> int:
-    """A parameter that is a whole number."""
-    value = op.params[name]
-    assert isinstance(value, int)
-    return value
-
-
-def number(op: Op, name: str) -> float:
-    """A parameter that is a number."""
-    value = op.params[name]
-    assert isinstance(value, int | float)
-    return float(value)
-
-
 def tokens_together(group: int) -> int:
     """Tokens in a chunk of attention; group: query heads that share a kv head."""
     return max(1, QUERIES // group)
@@ -123,7 +105,7 @@ def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
 
 def attention(op: Op, height: int, cache: str) -> Key:
     """One token: the threads share each head's past, however long it is. More: they share tokens and heads."""
-    head_size, group = integer(op, "head_size"), integer(op, "heads") // integer(op, "kv_heads")
+    head_size, group = op.integer("head_size"), op.integer("heads") // op.integer("kv_heads")
     if height == 1:
         return "attention.shared", (head_size, cache, group)
     return "attention.rows", (head_size, cache, group, tokens_together(group))

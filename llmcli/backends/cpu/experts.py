@@ -23,8 +23,8 @@ LINE = 64
 
 def rows(op: Op, tokens: int, height: int) -> int:
     """The most rows that the choices of so many tokens need, where each expert's begin at a multiple of `height`."""
-    choices = tokens * choice.integer(op, "chosen")
-    return padded(choices + min(choices, choice.integer(op, "count")) * (height - 1), height)
+    choices = tokens * op.integer("chosen")
+    return padded(choices + min(choices, op.integer("count")) * (height - 1), height)
 
 
 class Memory:
@@ -34,12 +34,12 @@ class Memory:
     def __init__(self, plan: Plan, tokens: int, tallest: int, new: Callable[[int], Bytes]) -> None:
         ops = [op for op in plan.ops if op.kind == "experts"]
         outer = max((op.out[0].width for op in ops), default=0)
-        inner = max((choice.integer(op, "size") * (2 if op.params["gated"] else 1) for op in ops), default=0)
+        inner = max((op.integer("size") * (2 if op.params["gated"] else 1) for op in ops), default=0)
         self._rows = max((rows(op, tokens, tallest) for op in ops), default=0)
         self.outer_stride, self.inner_stride = padded(4 * outer, LINE), padded(4 * inner, LINE)
         sizes = {
-            "slots": 4 * SLOT * max((choice.integer(op, "count") for op in ops), default=0),
-            "counts": 4 * max((choice.integer(op, "count") for op in ops), default=0),
+            "slots": 4 * SLOT * max((op.integer("count") for op in ops), default=0),
+            "counts": 4 * max((op.integer("count") for op in ops), default=0),
             "places": 4 * self._rows,
             "outer": self._rows * self.outer_stride,
             "inner": self._rows * self.inner_stride,
@@ -61,15 +61,15 @@ class Memory:
 
 def _group(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     memory = at.buffers.experts
-    fields = {name: choice.integer(op, name) for name in ("count", "chosen")}
+    fields = {name: op.integer(name) for name in ("count", "chosen")}
     fields |= {name: memory[name] for name in ("counts", "slots", "used", "places")}
     return records.EXPERTS_GROUP, {**at.place("ids", op.inputs[1]), **fields, "height": height}, choice.WHOLE, 1
 
 
 def _place(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    memory, x, chosen = at.buffers.experts, op.inputs[0], choice.integer(op, "chosen")
+    memory, x, chosen = at.buffers.experts, op.inputs[0], op.integer("chosen")
     fields = {"columns": x.width, "chosen": chosen, "places": memory["places"], **memory.codes(x.width)}
-    fields["height"] = height if choice.integers(at.formats[str(op.weights[0])]) else 0
+    fields["height"] = height if formats.integers(at.formats[str(op.weights[0])]) else 0
     return records.EXPERTS_PLACE, {**at.place("x", x), **fields, "out": memory["outer"], "out_stride": memory.outer_stride}, 1, chosen
 
 
@@ -80,7 +80,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     matrix_bytes = formats.get(tensor.format).size(parts["rows"], parts["columns"])
     outer, inner = (memory["outer"], memory.outer_stride), (memory["inner"], memory.inner_stride)
     (x, x_stride), (out, out_stride) = (outer, inner) if first else (inner, outer)
-    if choice.integers(tensor.format):
+    if formats.integers(tensor.format):
         codes = memory.codes(parts["columns"])
         source = {"x": codes["codes"], "x_scales": codes["scales"], "x_sums": codes["sums"]}
     else:
@@ -88,7 +88,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     tiles = -(-parts["rows"] // ROWS)
     # As few as one row for each expert: pieces are as large as those of a product with one row.
     piece = choice.chunk_tiles(tiles, matrix_bytes, 1, at.buffers.threads)
-    slots = min(choice.integer(op, "count"), choice.integer(op, "chosen") * height) if height < choice.heights()[-1] else tensor.shape[0]
+    slots = min(op.integer("count"), op.integer("chosen") * height) if height < choice.heights()[-1] else tensor.shape[0]
     fields = {
         **parts,
         **source,
@@ -109,16 +109,16 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 
 def _activate(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    memory, size, chosen = at.buffers.experts, choice.integer(op, "size"), choice.integer(op, "chosen")
+    memory, size, chosen = at.buffers.experts, op.integer("size"), op.integer("chosen")
     fields = {"inner": memory["inner"], "inner_stride": memory.inner_stride, "size": size, "chosen": chosen, "places": memory["places"]}
-    fields["height"] = height if choice.integers(at.formats[str(op.weights[1])]) else 0
-    numbers = {name: bits(choice.number(op, name)) for name in ("limit", "shift")}
+    fields["height"] = height if formats.integers(at.formats[str(op.weights[1])]) else 0
+    numbers = {name: bits(op.number(name)) for name in ("limit", "shift")}
     return records.EXPERTS_ACTIVATE, {**fields, **memory.codes(size), **numbers}, 1, chosen
 
 
 def _combine(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     memory, out = at.buffers.experts, op.out[0]
-    fields = {"chosen": choice.integer(op, "chosen"), "places": memory["places"], "columns": out.width}
+    fields = {"chosen": op.integer("chosen"), "places": memory["places"], "columns": out.width}
     said = {"said": memory["outer"], "said_stride": memory.outer_stride}
     return records.EXPERTS_COMBINE, {**at.place("weights", op.inputs[2]), **at.place("out", out), **fields, **said}, 1, 1
 

@@ -135,7 +135,7 @@ def _embed(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 
 def _position_add(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    fields = {"table": at.vector(op.weights[0]), "columns": op.out[0].width, "offset": choice.integer(op, "offset")}
+    fields = {"table": at.vector(op.weights[0]), "columns": op.out[0].width, "offset": op.integer("offset")}
     return records.POSITION, {**fields, **at.place("x", op.out[0])}, 1, 1
 
 
@@ -148,7 +148,7 @@ def _quantize(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     matrix, bias = str(op.weights[0]), op.weights[1] if len(op.weights) > 1 else None
     x, parts = op.inputs[0], at.parts[matrix]
-    if choice.integers(at.formats[matrix]):
+    if formats.integers(at.formats[matrix]):
         quantized = at.buffers.quantized(at.outputs(op), x.width)
         source = {"x": quantized["codes"], "x_scales": quantized["scales"], "x_sums": quantized["sums"]}
     else:
@@ -162,7 +162,7 @@ def _linear(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
-    heads, columns = choice.integer(op, "heads"), op.out[0].width
+    heads, columns = op.integer("heads"), op.out[0].width
     own = weight is not None and at.weights[weight].shape[0] == columns
     fields = {
         **at.place("x", op.inputs[0]),
@@ -171,7 +171,7 @@ def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
         "bias": at.vector(bias),
         "columns": columns,
         "heads": heads,
-        "eps": bits(choice.number(op, "eps")),
+        "eps": bits(op.number("eps")),
         "op": number,
         "weight_step": columns // heads * 4 if own else 0,
     }
@@ -181,15 +181,15 @@ def _norm(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 def _elementwise(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     a, b = op.inputs[0], op.inputs[-1]
     param = {"scale": "factor", "softcap": "cap", "clip": "limit"}.get(op.kind)
-    value = bits(choice.number(op, param)) if param else 0
+    value = bits(op.number(param)) if param else 0
     fields = {**at.place("a", a), **at.place("b", b), **at.place("out", op.out[0]), "columns": op.out[0].width, "value": value}
     return records.ELEMENTWISE, fields, 1, 1
 
 
 def _rope(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    fields = {name: choice.integer(op, name) for name in ("heads", "head_size", "size")}
+    fields = {name: op.integer(name) for name in ("heads", "head_size", "size")}
     frequencies = at.constant(op.params["frequencies"], "float64")
-    factor = bits(choice.number(op, "factor"))
+    factor = bits(op.number("factor"))
     return records.ROPE, {**at.place("x", op.out[0]), **fields, "frequencies": frequencies, "factor": factor}, 1, 1
 
 
@@ -206,21 +206,21 @@ def _cache(at: Lowering, layer: int) -> dict[str, int]:
 
 
 def _cache_write(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    fields = {**at.place("key", op.inputs[0]), **at.place("value", op.inputs[1]), **_cache(at, choice.integer(op, "layer"))}
+    fields = {**at.place("key", op.inputs[0]), **at.place("value", op.inputs[1]), **_cache(at, op.integer("layer"))}
     return records.CACHE_WRITE, {**fields, "op": number}, 1, 1
 
 
 def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     buffers = at.buffers
-    heads, kv_heads = choice.integer(op, "heads"), choice.integer(op, "kv_heads")
+    heads, kv_heads = op.integer("heads"), op.integer("kv_heads")
     fields = {
         **at.place("query", op.inputs[0]),
         **at.place("out", op.out[0]),
-        **_cache(at, choice.integer(op, "layer")),
+        **_cache(at, op.integer("layer")),
         "heads": heads,
-        "scale": bits(choice.number(op, "scale")),
-        "window": choice.integer(op, "window"),
-        "softcap": bits(choice.number(op, "softcap")),
+        "scale": bits(op.number("scale")),
+        "window": op.integer("window"),
+        "softcap": bits(op.number("softcap")),
         "slopes": at.constant(op.params["slopes"], "float32"),
         "sinks": at.vector(op.weights[0] if op.weights else None),
         **at.scratch(),
@@ -241,8 +241,8 @@ def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:
 
 def _route(at: Lowering, op: Op, number: int, height: int) -> Lowered:
     fields = {**at.place("logits", op.inputs[0]), **at.place("ids", op.out[0]), **at.place("weights", op.out[1])}
-    fields |= {name: choice.integer(op, name) for name in ("count", "chosen", "normalise")}
-    return records.ROUTE, {**fields, "scale": bits(choice.number(op, "scale"))}, 1, 1
+    fields |= {name: op.integer(name) for name in ("count", "chosen", "normalise")}
+    return records.ROUTE, {**fields, "scale": bits(op.number("scale"))}, 1, 1
 
 
 def _select_rows(at: Lowering, op: Op, number: int, height: int) -> Lowered:

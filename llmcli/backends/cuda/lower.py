@@ -52,25 +52,6 @@ def supports(op: str, format: str) -> str:
     return "" if not format or format in formats.names() else f"there is no format {format}"
 
 
-def integers(format: str) -> bool:
-    """Products with this format take activations in int8."""
-    return formats.get(format).FORMAT.activations == "int8"
-
-
-def integer(op: Op, name: str) -> int:
-    """A parameter that is a whole number."""
-    value = op.params[name]
-    assert isinstance(value, int)
-    return value
-
-
-def number(op: Op, name: str) -> float:
-    """A parameter that is a number."""
-    value = op.params[name]
-    assert isinstance(value, int | float)
-    return float(value)
-
-
 class Lowering:
     """What all launches of a runner share: the weights on the GPU among it."""
 
@@ -141,8 +122,8 @@ class Lowering:
         vectors = extents = 0
         for op in self.plan.ops:
             if op.kind == "attention":
-                rows = FEW * integer(op, "heads") * most
-                vectors, extents = max(vectors, rows * integer(op, "head_size")), max(extents, 2 * rows)
+                rows = FEW * op.integer("heads") * most
+                vectors, extents = max(vectors, rows * op.integer("head_size")), max(extents, 2 * rows)
         return self.memory.array(vectors, np.float32), self.memory.array(extents, np.float32)
 
 
@@ -157,17 +138,17 @@ def _launch(chosen: Any, args: tuple[Any, ...]) -> Launch:
 
 def _position_add(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     columns = op.out[0].width
-    args = (at.buffers.step, *at.operand(op.out[0]), at.vector(op.weights[0]), columns, integer(op, "offset"))
+    args = (at.buffers.step, *at.operand(op.out[0]), at.vector(op.weights[0]), columns, op.integer("offset"))
     return [_launch(position.position_add(rows, columns), args)]
 
 
 def _norm(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
-    heads, width = integer(op, "heads"), op.out[0].width
+    heads, width = op.integer("heads"), op.out[0].width
     args: tuple[Any, ...] = (
         *(at.buffers.step, at.of_outputs(op), at.buffers.fault, op_number, *at.operand(op.inputs[0])),
         *(at.vector(weight), int(weight is not None), at.vector(bias), int(bias is not None), *at.operand(op.out[0])),
-        *(width // heads, number(op, "eps")),
+        *(width // heads, op.number("eps")),
     )
     if heads > 1:
         own = weight is not None and at.tensors[weight].shape[0] == width
@@ -179,19 +160,19 @@ def _elementwise(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch
     name = str(op.params["kind"]) + ("_multiply" if len(op.inputs) == 2 else "") if op.kind == "activation" else op.kind
     param, columns = ELEMENTWISE[op.kind], op.out[0].width
     operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[-1]), *at.operand(op.out[0]))
-    args = (at.buffers.step, at.of_outputs(op), *operands, columns, number(op, param) if param else 0.0)
+    args = (at.buffers.step, at.of_outputs(op), *operands, columns, op.number(param) if param else 0.0)
     return [_launch(elementwise.elementwise(name, rows, columns), args)]
 
 
 def _rope(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    heads, pairs = integer(op, "heads"), integer(op, "size") // 2
+    heads, pairs = op.integer("heads"), op.integer("size") // 2
     frequencies = at.constant(op.params["frequencies"])
-    args = (at.buffers.step, *at.operand(op.out[0]), heads, integer(op, "head_size"), pairs, frequencies, number(op, "factor"))
+    args = (at.buffers.step, *at.operand(op.out[0]), heads, op.integer("head_size"), pairs, frequencies, op.number("factor"))
     return [_launch(rope.rope(bool(op.params["interleaved"]), rows, heads, pairs), args)]
 
 
 def _cache_write(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    layer = integer(op, "layer")
+    layer = op.integer("layer")
     shape, dtype = at.store.cache.layers[layer], at.store.cache.dtype
     stored, start, block_bytes = at.cached(layer)
     operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[1]))
@@ -200,17 +181,17 @@ def _cache_write(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch
 
 
 def _attention(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    heads, kv_heads, size, dtype = integer(op, "heads"), integer(op, "kv_heads"), integer(op, "head_size"), at.store.cache.dtype
+    heads, kv_heads, size, dtype = op.integer("heads"), op.integer("kv_heads"), op.integer("head_size"), at.store.cache.dtype
     sinks = op.weights[0] if op.weights else None
     slopes = at.constant(op.params["slopes"])
-    window, group = integer(op, "window"), heads // kv_heads
+    window, group = op.integer("window"), heads // kv_heads
     query, out = at.operand(op.inputs[0]), at.operand(op.out[0])
     cached = (
-        *at.cached(integer(op, "layer")),
+        *at.cached(op.integer("layer")),
         kv_heads,
-        number(op, "scale"),
+        op.number("scale"),
         window,
-        number(op, "softcap"),
+        op.number("softcap"),
         slopes,
         int(slopes is not at.nothing),
     )
@@ -227,7 +208,7 @@ def _attention(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
 
 def _route(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     operands = (*at.operand(op.inputs[0]), *at.operand(op.out[0]), *at.operand(op.out[1]))
-    args = (at.buffers.step, *operands, integer(op, "count"), integer(op, "chosen"), int(bool(op.params["normalise"])), number(op, "scale"))
+    args = (at.buffers.step, *operands, op.integer("count"), op.integer("chosen"), int(bool(op.params["normalise"])), op.number("scale"))
     return [_launch(route.route(str(op.params["softmax"]), rows), args)]
 
 
@@ -246,7 +227,7 @@ def _quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
 def _linear(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     name, bias, of_outputs = str(op.weights[0]), op.weights[1] if len(op.weights) > 1 else None, at.of_outputs(op)
     format = at.tensors[name].format
-    x = at.buffers.codes[of_outputs] if integers(format) else at.operand(op.inputs[0])
+    x = at.buffers.codes[of_outputs] if formats.integers(format) else at.operand(op.inputs[0])
     own_bias = None if bias is None else at.weights[bias]
     out, add = at.operand(op.out[0]), bool(op.params["add"])
     return [linear.linear(format, at.place(name), rows, at.buffers.step, of_outputs, at.weights[name], x, out, own_bias, add)]
@@ -274,26 +255,26 @@ def _experts_quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[L
     """The input of a token's experts, which all of them share."""
     x = op.inputs[0]
     args = (at.buffers.step, 0, *at.operand(x), x.width, at.buffers.experts.codes)
-    return [_launch(quantize.launch(rows, x.width), args)] if integers(at.tensors[str(op.weights[0])].format) else []
+    return [_launch(quantize.launch(rows, x.width), args)] if formats.integers(at.tensors[str(op.weights[0])].format) else []
 
 
 def _experts_product(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     """A row for each choice of a token: the matrix of its expert times the token's input, or times the row of `activate`."""
-    memory, chosen, first = at.buffers.experts, integer(op, "chosen"), op.kind == "experts_up"
+    memory, chosen, first = at.buffers.experts, op.integer("chosen"), op.kind == "experts_up"
     name, bias = (op.weights[i] if i < len(op.weights) else None for i in ((0, 2) if first else (1, 3)))
     matrix = str(name)
     format, place, weights = at.tensors[matrix].format, at.place(matrix), at.weights[matrix]
-    x = memory.codes if integers(format) else at.operand(op.inputs[0]) if first else memory.inner
+    x = memory.codes if formats.integers(format) else at.operand(op.inputs[0]) if first else memory.inner
     own_bias = None if bias is None else at.weights[bias]
     per_row, ids, out = chosen if first else 1, at.operand(op.inputs[1]), memory.inner if first else memory.outer
     return [experts.linear(format, place, rows, chosen, per_row, at.buffers.step, weights, x, ids, out, own_bias)]
 
 
 def _experts_activate(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    memory, chosen, size, step = at.buffers.experts, integer(op, "chosen"), integer(op, "size"), at.buffers.step
-    function, limit, shift = elementwise.ACTIVATIONS[str(op.params["activation"])], number(op, "limit"), number(op, "shift")
+    memory, chosen, size, step = at.buffers.experts, op.integer("chosen"), op.integer("size"), at.buffers.step
+    function, limit, shift = elementwise.ACTIVATIONS[str(op.params["activation"])], op.number("limit"), op.number("shift")
     found = [experts.activate(function, bool(op.params["gated"]), rows, chosen, step, memory.inner, size, limit, shift)]
-    if integers(at.tensors[str(op.weights[1])].format):
+    if formats.integers(at.tensors[str(op.weights[1])].format):
         found.append(_launch(choices.quantize(rows, chosen, size), (step, chosen, *memory.inner, size, memory.codes)))
     return found
 
@@ -301,7 +282,7 @@ def _experts_activate(at: Lowering, op: Op, op_number: int, rows: int) -> list[L
 def _experts_combine(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     memory, ids, weights = at.buffers.experts, at.operand(op.inputs[1]), at.operand(op.inputs[2])
     said, out = memory.outer, at.operand(op.out[0])
-    return [experts.combine(rows, integer(op, "chosen"), at.buffers.step, said, ids, weights, out, op.out[0].width)]
+    return [experts.combine(rows, op.integer("chosen"), at.buffers.step, said, ids, weights, out, op.out[0].width)]
 
 
 Lower = Callable[[Lowering, Op, int, int], list[Launch]]

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from llmcli.backends.backend import Batch, Notify, Result
-from llmcli.backends.cuda import graph, lower, objects
+from llmcli.backends.cuda import graph, objects
 from llmcli.backends.cuda.buffers import Buffers, height
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.kernels.step import words
@@ -22,7 +22,7 @@ from llmcli.backends.cuda.memory import Memory
 from llmcli.backends.cuda.store import DeviceStore
 from llmcli.backends.fuse import fuse
 from llmcli.errors import NumericalError, Stopped
-from llmcli.formats.format import PackedTensor
+from llmcli.formats.format import PackedTensor, integers
 from llmcli.kv import KVCache
 from llmcli.plan import Plan
 
@@ -63,8 +63,8 @@ class CudaRunner:
         self.plan, self.cache = plan, cache
         self._memory, self._most = Memory(device), most_tokens
         formats = {name: weights[name].format for name in plan.weights}
-        ops = fuse(plan, lambda name: lower.integers(formats[name]))
-        layers = tuple(sorted({lower.integer(op, "layer") for op in plan.ops if op.kind == "cache_write"}))
+        ops = fuse(plan, lambda name: integers(formats[name]))
+        layers = tuple(sorted({op.integer("layer") for op in plan.ops if op.kind == "cache_write"}))
         with self._memory.errors():
             self._buffers = Buffers(plan, self._memory, most_tokens)
             self.store = DeviceStore(self._memory, cache, layers)
