@@ -134,8 +134,7 @@ def _advice(variants: Sequence[Variant], kind: str, rows: Sequence[tuple[str, ..
 
 def _experts(op: Op) -> int:
     """Bytes that a layer's experts work in: what each choice of MOST_TOKENS tokens reads, computes and says, also in int8."""
-    count, chosen, size = (op.params[name] for name in ("count", "chosen", "size"))
-    assert isinstance(count, int) and isinstance(chosen, int) and isinstance(size, int)
+    count, chosen, size = (op.integer(name) for name in ("count", "chosen", "size"))
     inner, hidden = size * (2 if op.params["gated"] else 1), op.out[0].width
     rows = MOST_TOKENS * chosen + 8 * min(count, MOST_TOKENS * chosen)
     return rows * (4 * (hidden + inner) + 2 * max(hidden, inner))
