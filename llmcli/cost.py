@@ -69,7 +69,7 @@ class Costs:
             case "attention":
                 return self._attention(op, step)
             case "cache_write":
-                return Cost(step.tokens * self._position_bytes(_whole(op, "layer")))
+                return Cost(step.tokens * self._position_bytes(op.integer("layer")))
         return Cost()
 
     def _linear(self, op: Op, step: Step) -> Cost:
@@ -79,7 +79,7 @@ class Costs:
 
     def _experts(self, op: Op, step: Step, matrices: tuple[str | None, ...]) -> Cost:
         """Bytes: of the experts that so many tokens choose if each choice is equally likely."""
-        count, chosen = _whole(op, "count"), _whole(op, "chosen")
+        count, chosen = op.integer("count"), op.integer("chosen")
         met = 1 - (1 - chosen / count) ** step.tokens
         total = Cost()
         for name in matrices:
@@ -92,20 +92,14 @@ class Costs:
         return Cost(size, int8=operations) if integers else Cost(size, f32=operations)
 
     def _attention(self, op: Op, step: Step) -> Cost:
-        window = _whole(op, "window") or self.plan.context
+        window = op.integer("window") or self.plan.context
         keys = np.minimum(np.arange(step.start, step.start + step.tokens) + 1, window)
         read = min(step.start + step.tokens, window + step.tokens - 1)
-        operations = 4 * _whole(op, "heads") * _whole(op, "head_size") * float(keys.sum())
-        size = read * self._position_bytes(_whole(op, "layer"))
+        operations = 4 * op.integer("heads") * op.integer("head_size") * float(keys.sum())
+        size = read * self._position_bytes(op.integer("layer"))
         return Cost(size, int16=operations) if self.cache.dtype in CODES else Cost(size, f32=operations)
 
     def _position_bytes(self, layer: int) -> float:
         """Bytes that a layer keeps of one position."""
         shape = self.cache.layers[layer]
         return shape.kv_heads * self.cache.head_bytes(shape) / BLOCK
-
-
-def _whole(op: Op, name: str) -> int:
-    value = op.params[name]
-    assert isinstance(value, int)
-    return value

@@ -33,8 +33,7 @@ class Experts:
         rows = inner = outer = 0
         for op in plan.ops:
             if op.kind == "experts":
-                size, chosen = op.params["size"], op.params["chosen"]
-                assert isinstance(size, int) and isinstance(chosen, int)
+                size, chosen = op.integer("size"), op.integer("chosen")
                 rows, outer = max(rows, tokens * chosen), max(outer, op.out[0].width)
                 inner = max(inner, size * (2 if op.params["gated"] else 1))
         # Operands: (array, start, stride).
