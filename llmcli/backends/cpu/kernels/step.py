@@ -2,7 +2,8 @@
 
     ticket = step number << 40 | operation << 20 | chunks that nobody has claimed yet
 A thread claims chunks by lowering the ticket; because the ticket says all, a claim that succeeds is valid, and a thread
-that was away for a whole step reads nothing stale. Claims are large while much is left, so that short chunks cost little.
+that was away for a whole step reads nothing stale. A claim is a thread's share of what is left (guided self-scheduling, Polychronopoulos
+and Kuck 1987): long runs of weights, which memory reads faster than many short ones, and short ones at the end, where threads wait.
 Whoever finishes the last chunk of an operation publishes the next one and keeps its first chunks: operations of one
 chunk follow each other in one thread without any traffic. An operation is done when its chunks are: nobody waits for a
 thread that holds none.
@@ -22,8 +23,6 @@ from llmcli.backends.cpu.records import HEADER, OVER, ROW, ROW_BYTES, ROWS_OUTPU
 
 BITS = 20
 MASK = (1 << BITS) - 1
-SHARES = 8
-"""A claim takes one in SHARES of a thread's share of what is left."""
 
 
 @njit(forceinline=True)
@@ -41,7 +40,7 @@ def chunks_of(args, op):
 @njit(forceinline=True)
 def share(args, left):
     """How many of the chunks that are left one claim takes."""
-    return max(left // (SHARES * field(args, STEP.threads)), 1)
+    return max(left // field(args, STEP.threads), 1)
 
 
 @njit(forceinline=True)
