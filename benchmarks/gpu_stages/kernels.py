@@ -112,7 +112,11 @@ def of_step(stage: Stage, model: Any, name: str, quantization: str, depth: int, 
     for number, op in lowering.ops:
         key = op.kind
         if op.kind == "linear":
-            key = "linear {}x{}".format(*model.weights[str(op.weights[0])].shape)
+            key += " {}x{}".format(*model.weights[str(op.weights[0])].shape)
+        elif op.kind == "cache_write" and "frequencies" in op.params:
+            key += " and rope"
+        elif lowering.quantizes(op):
+            key += " and quantize"
         groups.setdefault(key, []).append((number, op))
     for kind, ops in groups.items():
         if not stage.fits(f"{kind} of {name}", 0.05 if stage.dry else 0.5):

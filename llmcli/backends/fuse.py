@@ -5,12 +5,15 @@ The result is a list of (number in the plan, Op). Beyond the plan's kinds:
     quantize      its input, as int8 in scratch memory, where the next linear finds it
     linear        with the parameter `add`: the product is added to `out`
     activation    with a second input, which multiplies
+    cache_write   with the parameters of rope and its `out`, which is turned first; only where a backend has that
+    norm, activation, attention
+                  with the parameter `kept`: what they compute is quantized too, and stays as floats where kept; likewise
     experts_*     the steps of `experts` (EXPERTS), each with its operands
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import replace
 
 from llmcli.plan import Op, Plan, Slot
@@ -24,12 +27,14 @@ EXPERTS = ("group", "place", "up", "activate", "down", "combine")
 Numbered = tuple[int, Op]
 
 
-def fuse(plan: Plan, integers: Callable[[str], bool]) -> list[Numbered]:
-    """integers(weight name): whether products with it take activations in int8."""
-    return list(_quantized(_merged(plan), integers))
+def fuse(plan: Plan, integers: Callable[[str], bool], turns: bool = False, quantizers: Collection[str] = ()) -> list[Numbered]:
+    """integers(weight name): whether products with it take activations in int8; turns: whether cache_write takes the rope before it;
+    quantizers: kinds of operations that take the quantize behind them."""
+    ops = list(_quantized(_merged(plan, turns), integers))
+    return list(_quantizing(plan, ops, integers, quantizers))
 
 
-def _merged(plan: Plan) -> Iterator[Numbered]:
+def _merged(plan: Plan, turns: bool) -> Iterator[Numbered]:
     skip = -1
     for number, op in enumerate(plan.ops):
         if number == skip:
@@ -39,6 +44,9 @@ def _merged(plan: Plan) -> Iterator[Numbered]:
         if one:
             skip = number + 1
             yield number, one
+        elif turns and after and (op.kind, after.kind) == ("rope", "cache_write"):
+            skip = number + 1
+            yield skip, replace(after, out=op.out, params={**op.params, **after.params})
         elif op.kind == "experts":
             yield from ((number, replace(op, kind=f"experts_{step}")) for step in EXPERTS)
         else:
@@ -87,6 +95,32 @@ def _quantized(ops: Iterator[Numbered], integers: Callable[[str], bool]) -> Iter
         yield number, op
         if current is not None and any(overlap(current, out) for out in op.out):
             current = None
+
+
+def _quantizing(plan: Plan, ops: list[Numbered], integers: Callable[[str], bool], kinds: Collection[str]) -> Iterator[Numbered]:
+    """Joins each quantize with the operation before it that computes its input, if that is of one of these kinds, and not head by head."""
+    places = iter(range(len(ops)))
+    for at in places:
+        number, op = ops[at]
+        after = ops[at + 1][1] if at + 1 < len(ops) else None
+        whole = op.kind in kinds and not (op.kind == "norm" and op.integer("heads") > 1)
+        if whole and after and after.kind == "quantize" and after.inputs == op.out:
+            next(places)
+            yield number, replace(op, params={**op.params, "kept": _read(plan, op.out[0], ops[at + 2 :], integers)})
+        else:
+            yield number, op
+
+
+def _read(plan: Plan, slot: Slot, later: list[Numbered], integers: Callable[[str], bool]) -> bool:
+    """Somebody reads the slot as floats before it is written again; integer products read what was quantized."""
+    for _, op in later:
+        coded = op.kind == "linear" and integers(str(op.weights[0]))
+        read = (*(() if coded else op.inputs), *(op.out if op.params.get("add") else ()))
+        if any(overlap(slot, x) for x in read):
+            return True
+        if any(covers(out, slot) for out in op.out):
+            return False
+    return slot.buffer in (plan.logits, *plan.taps)
 
 
 def overlap(a: Slot, b: Slot) -> bool:

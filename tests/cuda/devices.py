@@ -5,14 +5,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends import backend
 from llmcli.backends.backend import Batch, Result
+from llmcli.backends.cuda.buffers import Buffers
+from llmcli.backends.cuda.lower import QUANTIZERS, Lowering
+from llmcli.backends.cuda.store import DeviceStore
+from llmcli.backends.fuse import fuse
 from llmcli.formats import format as formats
-from llmcli.formats.format import PackedTensor
+from llmcli.formats.format import PackedTensor, integers
 from llmcli.kv import KVCache
 from llmcli.models import decoder
 from llmcli.models.spec import Attention, Experts, Layer, Mlp, Norm, Rope, Spec
@@ -99,6 +104,32 @@ def _aligned(data: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     out = formats.aligned(len(data))
     out[:] = data
     return out
+
+
+class Memory:
+    """Arrays of this machine in the place of a GPU's."""
+
+    def array(self, count: int, dtype: Any) -> Any:
+        return np.zeros(max(1, count), dtype)
+
+    pinned = array
+
+    def constant(self, values: Any) -> Any:
+        return values
+
+    def upload(self, pieces: Any, count: int, dtype: Any) -> Any:
+        return np.concatenate(list(pieces)).view(dtype)
+
+
+def lowered(model: Model, tokens: int, together: bool = True) -> Lowering:
+    """The model as launches on this machine's memory, which nobody can start. together: as it is on a GPU, where kernels take neighbours
+    together."""
+    memory: Any = Memory()
+    buffers = Buffers(model.plan, memory, tokens)
+    buffers.grow(tokens)
+    store = DeviceStore(memory, model.cache, tuple(range(len(model.plan.cache))))
+    ops = fuse(model.plan, lambda weight: integers(model.weights[weight].format), together, QUANTIZERS if together else ())
+    return Lowering(model.plan, ops, model.weights, store, buffers, memory)
 
 
 @contextmanager

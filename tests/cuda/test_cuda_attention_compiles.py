@@ -24,6 +24,7 @@ def _kernels() -> dict[str, tuple[Any, int, tuple[str, ...]]]:
         norm,
         position,
         rope,
+        rope_cache,
         route,
         select,
         top,
@@ -39,22 +40,30 @@ def _kernels() -> dict[str, tuple[Any, int, tuple[str, ...]]]:
         found[f"decode of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, floats, n)
         kernel = attention_prompt.prompt(size, dtype, group)
         found[f"prompt of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, n, *operand)
-    found["merge"] = attention_decode.merge, attention.THREADS, (ints, floats, floats, n, *operand, n, n, floats, n)
-    for dtype, view in (("f16", "u2"), ("f32", floats)):
-        found[f"cache_write in {dtype}"] = (
-            cache.write(80, dtype), cache.THREADS, (ints, longs, n, *operand, *operand, view, n, n, n)
-        )  # fmt: skip
-    found["cache_write in int8"] = (
-        cache.write_codes(80), cache.THREADS, (ints, longs, n, *operand, *operand, "u1", n, n, n)
-    )  # fmt: skip
+    merge, kept = (ints, floats, floats, n, *operand, n, n, floats, n), (n, "u1")
+    found["merge"] = attention_decode.merge, attention.THREADS, merge
+    found["merge and quantize"] = attention_decode.merge_quantize, attention.THREADS, (*merge, *kept)
+    for dtype, view in (("f16", "u2"), ("f32", floats), ("int8", "u1")):
+        place = (*operand, view, n, n)
+        found[f"cache_write in {dtype}"] = cache.write(80, dtype), cache.THREADS, (ints, longs, n, *operand, *place)
+        for name, interleaved in (("half", False), ("interleaved", True)):
+            kernel = rope_cache.rows(80, dtype, interleaved)
+            found[f"rope {name} and cache_write in {dtype}"] = (
+                kernel, cache.THREADS, (ints, longs, n, *operand, n, n, floats, d, *place, n)
+            )  # fmt: skip
     normed = (ints, n, longs, n, *operand, floats, n, floats, n, *operand, n, d)
     for kind in ("rms", "layer"):
         found[f"norm {kind}"] = norm.ROWS[kind], norm.BLOCK, normed
+        found[f"norm {kind} and quantize"] = norm.QUANTIZED[kind], norm.BLOCK, (*normed, *kept)
         found[f"norm {kind} of heads"] = norm.HEADS[kind], norm.HEAD_BLOCK, (*normed, n, n)
     for name, kernel in rope.KERNELS.items():
         found[f"rope {name}"] = kernel, rope.BLOCK, (ints, *operand, n, n, n, floats, d)
+    each = (ints, n, *operand, *operand, *operand, n, d)
     for name, kernel in elementwise.KERNELS.items():
-        found[name] = kernel, elementwise.BLOCK, (ints, n, *operand, *operand, *operand, n, d)
+        found[name] = kernel, elementwise.BLOCK, each
+    for name in ("silu_multiply", "gelu_multiply", "gelu_tanh_multiply", "relu2"):
+        kernel, _, threads = elementwise.elementwise_quantize(name, 1, 256)
+        found[f"{name} and quantize"] = kernel, threads, (*each, *kept)
     for name, kernel in route.KERNELS.items():
         found[f"route {name}"] = kernel, 32, (ints, *operand, ints, n, n, *operand, n, n, n, d)
     found["position_add"] = position.add_positions, position.BLOCK, (ints, *operand, floats, n, n)

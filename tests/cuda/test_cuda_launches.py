@@ -2,51 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
-from devices import SPECS, made
+from devices import SPECS, lowered, made
 
 pytest.importorskip("numba_cuda", reason="kernels are compiled with numba-cuda: pip install 'llmcli[cuda]'")
 
 from compiling import ptx
 
 from llmcli.backends.cuda import driver
-from llmcli.backends.cuda.buffers import Buffers
 from llmcli.backends.cuda.kernels.platform import SIMULATED
-from llmcli.backends.cuda.lower import Lowering
-from llmcli.backends.cuda.store import DeviceStore
-from llmcli.backends.fuse import fuse
-from llmcli.formats.format import integers
 
 pytestmark = pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
 
 
-class Memory:
-    """Arrays of this machine in the place of a GPU's."""
-
-    def array(self, count: int, dtype: Any) -> Any:
-        return np.zeros(max(1, count), dtype)
-
-    pinned = array
-
-    def constant(self, values: Any) -> Any:
-        return values
-
-    def upload(self, pieces: Any, count: int, dtype: Any) -> Any:
-        return np.concatenate(list(pieces)).view(dtype)
-
-
 @pytest.mark.parametrize("name", SPECS)
 def test_launches_compile(name: str) -> None:
-    model = made(SPECS[name], "int4", "f16")
-    memory: Any = Memory()
-    buffers = Buffers(model.plan, memory, 16)
-    buffers.grow(16)
-    store = DeviceStore(memory, model.cache, tuple(range(len(model.plan.cache))))
-    ops = fuse(model.plan, lambda weight: integers(model.weights[weight].format))
-    lowering = Lowering(model.plan, ops, model.weights, store, buffers, memory)
+    lowering = lowered(made(SPECS[name], "int4", "f16"), 16)
     done = set()
     for rows in (1, 16):
         for launch in lowering.launches(rows, rows):

@@ -31,7 +31,8 @@ def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
     kinds = {name: {row["what"] for row in stage["rows"]} for name, stage in stages.items()}
     assert kinds["kernels"] == {"operation", "matrix by vector", "matrix by matrix"}
     operations = {row["kind"].partition(" ")[0] for row in stages["kernels"]["rows"] if row["what"] == "operation"}
-    assert {"linear", "attention", "norm", "rope", "top", "embed", "quantize", "experts_up", "experts_down", "route"} <= operations
+    assert {"linear", "attention", "norm", "cache_write", "top", "embed", "activation", "experts_up", "experts_down", "route"} <= operations
+    assert {"norm and quantize", "cache_write and rope"} <= {row.get("kind") for row in stages["kernels"]["rows"]}
     assert kinds["models"] == {"made", "decode", "prompt"}
     (first,) = [row for row in stages["models"]["rows"] if row["what"] == "decode"]
     assert first["bytes"] > 0 and first["share_of_copy"] > 0

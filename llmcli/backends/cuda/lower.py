@@ -24,6 +24,7 @@ from llmcli.backends.cuda.kernels import (
     position,
     quantize,
     rope,
+    rope_cache,
     route,
     select,
     top,
@@ -34,15 +35,17 @@ from llmcli.backends.cuda.kernels.step import HEADER
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.memory import Array, Memory
 from llmcli.backends.cuda.store import DeviceStore
-from llmcli.backends.fuse import Numbered
+from llmcli.backends.fuse import Numbered, covers
 from llmcli.formats import format as formats
-from llmcli.formats.format import PackedTensor
+from llmcli.formats.format import GROUP, PackedTensor
 from llmcli.plan import Op, Plan, Slot
 
 FEW = 8
 """Up to so many tokens, attention is spread over the keys of each of them; for more, over tokens."""
 ELEMENTWISE = {"activation": "", "multiply": "", "add": "", "scale": "factor", "softcap": "cap", "clip": "limit", "scale_rows": ""}
 """Operations on numbers one by one, and their parameter."""
+QUANTIZERS = ("norm", "activation", "attention")
+"""Operations that also quantize what they compute (backends/fuse.py)."""
 
 
 def supports(op: str, format: str) -> str:
@@ -83,8 +86,18 @@ class Lowering:
 
     def of_outputs(self, op: Op) -> int:
         """1 where the operation works on output rows, 0 for tokens."""
-        slot = (*op.out, *op.inputs)[0]
+        return self.is_of_outputs((*op.out, *op.inputs)[0])
+
+    def is_of_outputs(self, slot: Slot) -> int:
         return int(self.plan.buffers[slot.buffer].rows == "outputs")
+
+    def quantizes(self, op: Op) -> bool:
+        """What it computes is quantized too."""
+        return "kept" in op.params
+
+    def quantized(self, op: Op) -> tuple[int, Array]:
+        """The last arguments of kernels that quantize: whether floats are kept, and where codes go."""
+        return int(bool(op.params["kept"])), self.buffers.codes[self.of_outputs(op)]
 
     def operand(self, slot: Slot) -> tuple[Array, int, int]:
         return self.buffers.operand(slot)
@@ -143,17 +156,20 @@ def _position_add(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launc
 
 
 def _norm(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    weight, bias = op.weights[0], op.weights[1] if len(op.weights) > 1 else None
+    weight, bias, kind = op.weights[0], op.weights[1] if len(op.weights) > 1 else None, str(op.params["kind"])
     heads, width = op.integer("heads"), op.out[0].width
     args: tuple[Any, ...] = (
         *(at.buffers.step, at.of_outputs(op), at.buffers.fault, op_number, *at.operand(op.inputs[0])),
         *(at.vector(weight), int(weight is not None), at.vector(bias), int(bias is not None), *at.operand(op.out[0])),
         *(width // heads, op.number("eps")),
     )
+    if at.quantizes(op):
+        in_place = bool(op.params["kept"]) and op.inputs == op.out
+        return [_launch(norm.norm_quantize(kind, rows, width, in_place), (*args, *at.quantized(op)))]
     if heads > 1:
         own = weight is not None and at.tensors[weight].shape[0] == width
         args += (heads, width // heads if own else 0)
-    return [_launch(norm.norm(str(op.params["kind"]), rows, heads), args)]
+    return [_launch(norm.norm(kind, rows, heads), args)]
 
 
 def _elementwise(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
@@ -161,6 +177,8 @@ def _elementwise(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch
     param, columns = ELEMENTWISE[op.kind], op.out[0].width
     operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[-1]), *at.operand(op.out[0]))
     args = (at.buffers.step, at.of_outputs(op), *operands, columns, op.number(param) if param else 0.0)
+    if at.quantizes(op):
+        return [_launch(elementwise.elementwise_quantize(name, rows, columns), (*args, *at.quantized(op)))]
     return [_launch(elementwise.elementwise(name, rows, columns), args)]
 
 
@@ -172,12 +190,18 @@ def _rope(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
 
 
 def _cache_write(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    layer = op.integer("layer")
+    layer, (key, value) = op.integer("layer"), op.inputs
     shape, dtype = at.store.cache.layers[layer], at.store.cache.dtype
-    stored, start, block_bytes = at.cached(layer)
-    operands = (*at.operand(op.inputs[0]), *at.operand(op.inputs[1]))
-    args = (at.buffers.step, at.buffers.fault, op_number, *operands, stored.view(cache.VIEW[dtype]), start, block_bytes, shape.kv_heads)
-    return [_launch(cache.cache_write(shape.head_size, dtype, rows, shape.kv_heads), args)]
+    stored, *place = at.cached(layer)
+    cached = (*at.operand(value), stored.view(cache.VIEW[dtype]), *place)
+    if "frequencies" not in op.params:
+        chosen = cache.cache_write(shape.head_size, dtype, rows, shape.kv_heads)
+        return [_launch(chosen, (at.buffers.step, at.buffers.fault, op_number, *at.operand(key), *cached))]
+    (turned,), heads, pairs = op.out, op.integer("heads"), op.integer("size") // 2
+    assert covers(turned, key) and key.start + key.width == turned.start + turned.width  # the keys are the last heads
+    chosen = rope_cache.rope_cache_write(shape.head_size, dtype, bool(op.params["interleaved"]), rows, heads, shape.kv_heads, pairs)
+    angles = heads, pairs, at.constant(op.params["frequencies"]), op.number("factor")
+    return [_launch(chosen, (at.buffers.step, at.buffers.fault, op_number, *at.operand(turned), *angles, *cached, shape.kv_heads))]
 
 
 def _attention(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
@@ -196,13 +220,18 @@ def _attention(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
         int(slopes is not at.nothing),
     )
     last = (at.vector(sinks), int(sinks is not None))
+    # There is no kernel for prompts that quantizes, nor one for groups of 32 columns that two heads share.
+    merged = at.quantizes(op) and rows <= FEW and size % GROUP == 0
+    behind = _quantize_row(at, op.out[0], rows) if at.quantizes(op) and not merged else []
     if rows > FEW:
-        return [_launch(attention_prompt(size, dtype, rows, kv_heads, group), (at.buffers.step, *query, *cached, *last, *out))]
+        return [_launch(attention_prompt(size, dtype, rows, kv_heads, group), (at.buffers.step, *query, *cached, *last, *out)), *behind]
     vectors, extents = at.parts
     most = units(at.plan.context)
+    args = (at.buffers.step, vectors, extents, most, *out, size, window, *last, *(at.quantized(op) if merged else ()))
     return [
         _launch(attention_decode(size, dtype, rows, kv_heads, group, most), (at.buffers.step, *query, *cached, vectors, extents, most)),
-        _launch(attention_merge(size, rows, heads), (at.buffers.step, vectors, extents, most, *out, size, window, *last)),
+        _launch(attention_merge(size, rows, heads, merged), args),
+        *behind,
     ]
 
 
@@ -219,7 +248,11 @@ def _select_rows(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch
 
 
 def _quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
-    x, of_outputs = op.inputs[0], at.of_outputs(op)
+    return _quantize_row(at, op.inputs[0], rows)
+
+
+def _quantize_row(at: Lowering, x: Slot, rows: int) -> list[Launch]:
+    of_outputs = at.is_of_outputs(x)
     args = (at.buffers.step, of_outputs, *at.operand(x), x.width, at.buffers.codes[of_outputs])
     return [_launch(quantize.launch(rows, x.width), args)]
 

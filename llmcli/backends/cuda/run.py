@@ -17,7 +17,7 @@ from llmcli.backends.cuda import graph, objects
 from llmcli.backends.cuda.buffers import Buffers, height
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.kernels.step import words
-from llmcli.backends.cuda.lower import Lowering, supports
+from llmcli.backends.cuda.lower import QUANTIZERS, Lowering, supports
 from llmcli.backends.cuda.memory import Memory
 from llmcli.backends.cuda.store import DeviceStore
 from llmcli.backends.fuse import fuse
@@ -63,7 +63,7 @@ class CudaRunner:
         self.plan, self.cache = plan, cache
         self._memory, self._most = Memory(device), most_tokens
         formats = {name: weights[name].format for name in plan.weights}
-        ops = fuse(plan, lambda name: integers(formats[name]))
+        ops = fuse(plan, lambda name: integers(formats[name]), turns=True, quantizers=QUANTIZERS)
         layers = tuple(sorted({op.integer("layer") for op in plan.ops if op.kind == "cache_write"}))
         with self._memory.errors():
             self._buffers = Buffers(plan, self._memory, most_tokens)

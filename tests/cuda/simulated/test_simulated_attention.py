@@ -102,7 +102,7 @@ def test_cache_write(dtype: str, size: int) -> None:
     expected, layout = on_device(tokens.cache, dtype)
     data, fault = empty(tokens.cache, dtype)[0], np.zeros(1, np.int64)
     kernel, grid, block = cache_write(size, dtype, 6, 3)
-    place = (data.view(VIEW[dtype]), layout.starts[LAYER], layout.block_bytes, 3)
+    place = (data.view(VIEW[dtype]), layout.starts[LAYER], layout.block_bytes)
     kernel[grid, block](tokens.device(owners, positions), fault, 9, *Operand.of(key).args, *Operand.of(value).args, *place)
     # columns beyond the head's are zero where a key is written, and nothing where none is
     assert fault[0] == 0 and ((data == expected) | ((data == 255) & (expected == 0))).all()
@@ -115,7 +115,7 @@ def test_what_a_cache_cannot_hold_is_a_fault(dtype: str, bad: float) -> None:
     key, value = random(2, 16), random(2, 16)
     value[1, 15] = bad
     kernel, grid, block = cache_write(16, dtype, 2, 1)
-    place = (data.view(VIEW[dtype]), layout.starts[LAYER], layout.block_bytes, 1)
+    place = (data.view(VIEW[dtype]), layout.starts[LAYER], layout.block_bytes)
     kernel[grid, block](tokens.device([0, 0], [0, 1]), fault, 9, *Operand.of(key).args, *Operand.of(value).args, *place)
     assert fault[0] == (9 << 32) + 1 + 1
 

@@ -8,8 +8,11 @@ import numpy as np
 import pytest
 from devices import SMALL, SPECS, apart, made, placed, read
 
+from llmcli.backends import fuse
 from llmcli.backends.backend import Batch
+from llmcli.backends.cuda import run
 from llmcli.errors import NumericalError
+from llmcli.models.spec import Attention, Layer, Mlp, Rope
 from llmcli.offload.place import Share
 
 CASES = {"grouped": ("int8", "f16"), "capped": ("int4_offset", "f32"), "slopes": ("f16", "f32"), "experts": ("int4", "f16")}
@@ -47,6 +50,17 @@ def test_a_prompt_is_its_tokens() -> None:
         last = there.runner.run(Batch.of(text, ids)).logits.copy()
         text.truncate(8)
         np.testing.assert_array_equal(there.runner.run(Batch.of(text, ids[8:])).logits, last)
+
+
+def test_kernels_that_take_two_operations_give_the_bits_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
+    layer = Layer(Attention(2, 1, 32, 32**-0.5), Mlp(10), rope=Rope(32))
+    model = made(replace(SMALL, layers=(layer,)), "int4", "f16")
+    found = []
+    for fused in (fuse.fuse, lambda plan, integers, **joined: fuse.fuse(plan, integers)):
+        monkeypatch.setattr(run, "fuse", fused)
+        with placed(model, Share("cuda:0", 1)) as there:
+            found.append(read(there, IDS[:1] % 9).logits.copy())
+    np.testing.assert_array_equal(*found)
 
 
 @pytest.mark.parametrize("first", ["reference", "cuda:0"])

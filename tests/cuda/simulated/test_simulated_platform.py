@@ -24,6 +24,8 @@ from llmcli.backends.cuda.kernels.platform import (
     load16,
     mma_s8,
     permute,
+    word_max,
+    word_sum,
 )
 
 
@@ -44,6 +46,21 @@ def test_a_warp_adds_in_its_order() -> None:
         tree = tree[:, :half] + tree[:, half:]
     np.testing.assert_array_equal(sums.reshape(4, 32), np.repeat(tree, 32, 1))
     np.testing.assert_array_equal(largest.reshape(4, 32), np.repeat(x.reshape(4, 32).max(1, keepdims=True), 32, 1))
+
+
+@kernel
+def reduce_words(x, sums, largest):
+    i = cuda.grid(1)
+    sums[i] = word_sum(x[i])
+    largest[i] = word_max(x[i])
+
+
+def test_a_warp_adds_words() -> None:
+    x = np.random.default_rng(1).integers(-(2**26), 2**26, 64).astype(np.int32)
+    sums, largest = np.zeros((2, 64), np.int32)
+    reduce_words[2, 32](x, sums, largest)
+    np.testing.assert_array_equal(sums.reshape(2, 32), np.repeat(x.reshape(2, 32).sum(1, keepdims=True), 32, 1))
+    np.testing.assert_array_equal(largest.reshape(2, 32), np.repeat(x.reshape(2, 32).max(1, keepdims=True), 32, 1))
 
 
 @kernel

@@ -27,7 +27,8 @@ from llmcli.backends.cuda.kernels.attention import (
 )
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
-from llmcli.backends.cuda.kernels.platform import WARP, cuda, fma, kernel, made, product
+from llmcli.backends.cuda.kernels.platform import WARP, cuda, device, fma, kernel, made, product
+from llmcli.backends.cuda.kernels.quantize import RECORD, quantized, store_group
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, POSITIONS
 from llmcli.kv import BLOCK
 
@@ -37,6 +38,7 @@ WIDE = 128
 """Head size beyond which a block takes fewer heads: its sums must fit registers and 48 KiB of shared memory."""
 BLOCKS_WANTED = 1024
 """Blocks of threads that fill a large GPU: 132 processors, 8 each."""
+NO_CODE = np.int32(0)
 
 
 def heads_together(head_size, group):
@@ -164,18 +166,15 @@ def decode(head_size, dtype, group):
     return attention_decode
 
 
-@kernel
-def merge(step, vectors, extents, most_units, out, out_start, out_stride, head_size, window, sinks, has_sinks):
-    """A block adds up one head's units, its threads are columns. 128 units at a time: a thread finds what one unit's
+@device
+def merged(step, vectors, extents, most_units, head, token, column, head_size, window, sinks, has_sinks):
+    """One column of a head, from all its units; all threads of a block call it. 128 units at a time: a thread finds what one unit's
     vector and all before it are multiplied by, then each column is one chain of fma."""
     maxima = cuda.shared.array(THREADS, np.float32)
     kept = cuda.shared.array(THREADS, np.float32)
     gained = cuda.shared.array(THREADS, np.float32)
     unit_sums = cuda.shared.array(THREADS, np.float32)
-    head, token, thread = cuda.blockIdx.x, cuda.blockIdx.z, cuda.threadIdx.x
-    column = cuda.blockIdx.y * THREADS + thread
-    if token >= step[0]:
-        return
+    thread = cuda.threadIdx.x
     position = step[HEADER + POSITIONS * step[MOST] + token]
     end = position // UNIT + 1
     row = (token * cuda.gridDim.x + head) * most_units
@@ -188,11 +187,11 @@ def merge(step, vectors, extents, most_units, out, out_start, out_stride, head_s
         cuda.syncthreads()  # who still reads the last units' factors?
         maxima[thread] = own
         cuda.syncthreads()
-        most = before
-        for i in range(thread):
-            if maxima[i] > most:
-                most = maxima[i]
         if thread < count:
+            most = before
+            for i in range(thread):
+                if maxima[i] > most:
+                    most = maxima[i]
             keep, gain, most = factors(most, own)
             kept[thread], gained[thread] = keep, gain
             unit_sums[thread] = extents[(row + start + thread) * 2 + 1]
@@ -205,8 +204,39 @@ def merge(step, vectors, extents, most_units, out, out_start, out_stride, head_s
             sum_ = fma(unit_sums[i], gain, product(sum_, keep))
             if column < head_size:
                 vector = fma(vectors[(row + start + i) * head_size + column], gain, product(vector, keep))
+    return product(vector, ONE / sum_)
+
+
+@kernel
+def merge(step, vectors, extents, most_units, out, out_start, out_stride, head_size, window, sinks, has_sinks):
+    """A block adds up one head's units, its threads are columns."""
+    head, token = cuda.blockIdx.x, cuda.blockIdx.z
+    column = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
+    if token >= step[0]:
+        return
+    found = merged(step, vectors, extents, most_units, head, token, column, head_size, window, sinks, has_sinks)
     if column < head_size:
-        out[out_start + token * out_stride + head * head_size + column] = product(vector, ONE / sum_)
+        out[out_start + token * out_stride + head * head_size + column] = found
+
+
+@kernel
+def merge_quantize(step, vectors, extents, most_units, out, out_start, out_stride, head_size, window, sinks, has_sinks, kept, codes):
+    """The same, and the result to records (quantize.py); `out` gets it only where `kept`. head_size: a multiple of 32."""
+    head, token, lane = cuda.blockIdx.x, cuda.blockIdx.z, cuda.threadIdx.x % WARP
+    column = cuda.blockIdx.y * THREADS + cuda.threadIdx.x
+    if token >= step[0]:
+        return
+    found = merged(step, vectors, extents, most_units, head, token, column, head_size, window, sinks, has_sinks)
+    code, scale, total = quantized(found)
+    if column < head_size:
+        c, columns = head * head_size + column, cuda.gridDim.x * head_size
+        if kept:
+            out[out_start + token * out_stride + c] = found
+        record, group = (token * ((columns + 255) // 256) + c // 256) * RECORD, c % 256 // WARP
+        store_group(codes, record, group, lane, code, scale, total)
+        if c // WARP == columns // WARP - 1:
+            for behind in range(group + 1, 8):
+                store_group(codes, record, behind, lane, NO_CODE, ZERO, NO_CODE)
 
 
 def units(positions):
@@ -226,6 +256,6 @@ def attention_decode(head_size, dtype, most, kv_heads, group, most_units):
     return decode(head_size, dtype, group), (shares, kv_heads * tiles, most), THREADS
 
 
-def attention_merge(head_size, most, heads):
+def attention_merge(head_size, most, heads, quantize=False):
     """(kernel, grid, block) of what follows."""
-    return merge, (heads, -(-head_size // THREADS), most), THREADS
+    return merge_quantize if quantize else merge, (heads, -(-head_size // THREADS), most), THREADS

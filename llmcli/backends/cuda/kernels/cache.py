@@ -121,44 +121,42 @@ def as_float(x):
 STORED = {"f16": as_half, "f32": as_float}
 
 
-@made
-def write(head_size: int, dtype: str):
-    """The kernel: a thread stores one column of one head's key and value. Bytes: both are read once; 16-byte chunks are written in
-    parts that the L2 cache puts together."""
+def head_writer(head_size: int, dtype: str):
+    """The device function by which a block writes one head's key and value; all its threads call it.
+
+    write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head): key[k ..] and value[v ..] are the head's;
+    cache: the whole of it as VIEW[dtype]; layer_start, block_bytes: bytes. Both are read once (of int8, twice); 16-byte chunks are
+    written in parts that the L2 cache puts together."""
+    return _codes_writer(head_size) if dtype == "int8" else _floats_writer(head_size, dtype)
+
+
+def _floats_writer(head_size, dtype):
+    """A thread stores a column of the key and of the value."""
     layout = HeadLayout(head_size, dtype)
     chunk, padded, item = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype]
     key_bytes, head_bytes = layout.key_bytes, layout.head_bytes
     stored, limit, zero = STORED[dtype], LIMIT[dtype], F(0)
 
-    @kernel
-    def cache_write(
-        step, fault, op, key, key_start, key_stride, value, value_start, value_stride, cache, layer_start, block_bytes, kv_heads
-    ):
-        """cache: the whole of it as VIEW[dtype]; layer_start, block_bytes: bytes."""
-        token = cuda.blockIdx.y
-        item_of_row = cuda.blockIdx.x * THREADS + cuda.threadIdx.x
-        head, column = item_of_row // padded, item_of_row % padded
-        if token >= step[0] or head >= kv_heads:
-            return
+    @device
+    def write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head):
         position = step[HEADER + POSITIONS * step[MOST] + token]
         within = position % BLOCK
         start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
         keys, values = start // item, (start + key_bytes) // item
-        k = zero
-        if column < head_size:
-            at = head * head_size + column
-            k, v = key[key_start + token * key_stride + at], value[value_start + token * value_stride + at]
-            if not (abs(k) <= limit and abs(v) <= limit):
-                report(fault, op, token)
-            cache[values + (within // chunk * head_size + column) * chunk + within % chunk] = stored(v)
-        cache[keys + (column // chunk * BLOCK + within) * chunk + column % chunk] = stored(k)
+        for column in range(cuda.threadIdx.x, padded, cuda.blockDim.x):
+            own = zero
+            if column < head_size:
+                own, other = key[k + column], value[v + column]
+                if not (abs(own) <= limit and abs(other) <= limit):
+                    report(fault, op, token)
+                cache[values + (within // chunk * head_size + column) * chunk + within % chunk] = stored(other)
+            cache[keys + (column // chunk * BLOCK + within) * chunk + column % chunk] = stored(own)
 
-    return cache_write
+    return write_head
 
 
-@made
-def write_codes(head_size: int):
-    """The same for int8, with the same arguments: a warp takes one head's key and value."""
+def _codes_writer(head_size):
+    """A warp takes the head, the block's other warps wait."""
     layout = HeadLayout(head_size, "int8")
     padded, key_bytes, head_bytes, scales_start = layout.key_chunks * layout.chunk, layout.key_bytes, layout.head_bytes, layout.scales_start
     chunk, limit, zero = layout.chunk, LIMIT["int8"], F(0)
@@ -178,44 +176,53 @@ def write_codes(head_size: int):
     def code(x, start, column, inverse):
         return np.uint8(nearest(product(x[start + column], inverse)) & 255)
 
-    @kernel
-    def cache_write(
-        step, fault, op, key, key_start, key_stride, value, value_start, value_stride, cache, layer_start, block_bytes, kv_heads
-    ):
-        token, lane = cuda.blockIdx.y, cuda.threadIdx.x % WARP
-        head = cuda.blockIdx.x * (THREADS // WARP) + cuda.threadIdx.x // WARP
-        if token >= step[0]:
-            return
-        end = head_size if head < kv_heads else 0  # all warps of a block exchange equally often
-        k, v = key_start + token * key_stride + head * head_size, value_start + token * value_stride + head * head_size
+    @device
+    def write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head):
+        lane = cuda.threadIdx.x % WARP
+        end = head_size if cuda.threadIdx.x < WARP else 0  # all warps of a block exchange equally often
         key_most, good_key = largest(key, k, end)
         value_most, good_value = largest(value, v, end)
-        if end == 0:
-            return
-        if not (good_key and good_value):
+        if end and not (good_key and good_value):
             report(fault, op, token)
-            return  # the codes would not be numbers either
-        position = step[HEADER + POSITIONS * step[MOST] + token]
-        within = position % BLOCK
-        start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
-        key_inverse = LARGEST / key_most if key_most > zero else zero
-        value_inverse = LARGEST / value_most if value_most > zero else zero
-        for c in range(lane, padded, WARP):
-            at = start + (c // chunk * BLOCK + within) * chunk + c % chunk
-            cache[at] = code(key, k, c, key_inverse) if c < head_size else np.uint8(0)
-        for c in range(lane, head_size, WARP):
-            cache[start + key_bytes + (within // chunk * head_size + c) * chunk + within % chunk] = code(value, v, c, value_inverse)
-        if lane < 8:  # the bytes of both scales
-            bits = float_bits((key_most if lane < 4 else value_most) / LARGEST)
-            at = start + scales_start + (lane // 4 * BLOCK + within) * 4 + lane % 4
-            cache[at] = np.uint8((bits >> (lane % 4 * 8)) & 255)
+        elif end:  # else the codes would not be numbers either
+            position = step[HEADER + POSITIONS * step[MOST] + token]
+            within = position % BLOCK
+            start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
+            key_inverse = LARGEST / key_most if key_most > zero else zero
+            value_inverse = LARGEST / value_most if value_most > zero else zero
+            for c in range(lane, padded, WARP):
+                at = start + (c // chunk * BLOCK + within) * chunk + c % chunk
+                cache[at] = code(key, k, c, key_inverse) if c < head_size else np.uint8(0)
+            for c in range(lane, head_size, WARP):
+                cache[start + key_bytes + (within // chunk * head_size + c) * chunk + within % chunk] = code(value, v, c, value_inverse)
+            if lane < 8:  # the bytes of both scales
+                bits = float_bits((key_most if lane < 4 else value_most) / LARGEST)
+                at = start + scales_start + (lane // 4 * BLOCK + within) * 4 + lane % 4
+                cache[at] = np.uint8((bits >> (lane % 4 * 8)) & 255)
+
+    return write_head
+
+
+@made
+def write(head_size: int, dtype: str):
+    """The kernel: a block writes one head of one token (head_writer). Grid (kv heads, tokens)."""
+    write_head = head_writer(head_size, dtype)
+
+    @kernel
+    def cache_write(step, fault, op, key, key_start, key_stride, value, value_start, value_stride, cache, layer_start, block_bytes):
+        head, token = cuda.blockIdx.x, cuda.blockIdx.y
+        if token < step[0]:
+            k, v = key_start + token * key_stride + head * head_size, value_start + token * value_stride + head * head_size
+            write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head)
 
     return cache_write
 
 
+def threads(columns: int) -> int:
+    """Of a block whose threads are columns of a head: whole warps."""
+    return min(THREADS, -(-columns // WARP) * WARP)
+
+
 def cache_write(head_size: int, dtype: str, most: int, kv_heads: int):
     """(kernel, grid, block) for up to `most` tokens."""
-    if dtype == "int8":
-        return write_codes(head_size), (-(-kv_heads * WARP // THREADS), most), THREADS
-    layout = HeadLayout(head_size, dtype)
-    return write(head_size, dtype), (-(-kv_heads * layout.key_chunks * layout.chunk // THREADS), most), THREADS
+    return write(head_size, dtype), (kv_heads, most), WARP if dtype == "int8" else threads(head_size)

@@ -1,7 +1,7 @@
 """Operations on numbers one by one: out[t] = f(a[t], b[t], value). out may be a or b.
 
 Bytes: every operand is read, the result is written, once; nothing else, so a launch costs its latency for one token and the
-memory's bandwidth for many. To add one: a function of three floats here and its name in KERNELS. The fused ones are an
+memory's bandwidth for many. To add one: a function of three floats here and its name in FUNCTIONS. The fused ones are an
 activation and the multiplication that follows it. Arithmetic: the CPU's, the same bits.
 """
 
@@ -10,7 +10,8 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels.mathematics import exp, normal_distribution, sigmoid, tanh
-from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, device, fma, kernel, made, product
+from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, device, fma, kernel, made, product
+from llmcli.backends.cuda.kernels.quantize import RECORD, launch, quantize_group
 
 F = np.float32
 BLOCK = 256 if not SIMULATED else 32
@@ -112,6 +113,26 @@ def rows(function):
     return elementwise
 
 
+@made
+def quantized_rows(function):
+    """The same, and the result to records (quantize.py); `out` gets it only where `kept`. A block is a record."""
+
+    @kernel
+    def elementwise_quantize(
+        step, outputs, a, a_start, a_stride, b, b_start, b_stride, out, out_start, out_stride, columns, value, kept, codes
+    ):
+        row, chunk, thread = cuda.blockIdx.y, cuda.blockIdx.x, cuda.threadIdx.x
+        if row < step[outputs]:
+            column, result = chunk * cuda.blockDim.x + thread, ZERO
+            if column < columns:
+                result = function(a[a_start + row * a_stride + column], b[b_start + row * b_stride + column], F(value))
+                if kept:
+                    out[out_start + row * out_stride + column] = result
+            quantize_group(result, codes, (row * cuda.gridDim.x + chunk) * RECORD, thread // WARP, thread % WARP)
+
+    return elementwise_quantize
+
+
 @kernel
 def scale_rows(step, outputs, a, a_start, a_stride, b, b_start, b_stride, out, out_start, out_stride, columns, value):
     """out[t] = a[t] * b[t], b being one column wide."""
@@ -135,19 +156,25 @@ ACTIVATIONS = {
     "quick_gelu": quick_gelu,
 }
 """ops.ACTIVATIONS."""
-KERNELS = {
-    "add": rows(add),
-    "multiply": rows(multiply),
-    "scale": rows(scale),
-    "softcap": rows(softcap),
-    "clip": rows(clip),
-    "scale_rows": scale_rows,
-    **{name: rows(function) for name, function in ACTIVATIONS.items()},
-    **{f"{name}_multiply": rows(then_multiply(function)) for name, function in ACTIVATIONS.items()},
+FUNCTIONS = {
+    "add": add,
+    "multiply": multiply,
+    "scale": scale,
+    "softcap": softcap,
+    "clip": clip,
+    **ACTIVATIONS,
+    **{f"{name}_multiply": then_multiply(function) for name, function in ACTIVATIONS.items()},
 }
+KERNELS = {"scale_rows": scale_rows, **{name: rows(function) for name, function in FUNCTIONS.items()}}
 """Arguments of each: see `rows`. Those of one operand get it as b too, and do not look at it."""
 
 
 def elementwise(name: str, most: int, columns: int):
     """(kernel, grid, block) for up to `most` rows."""
     return KERNELS[name], (-(-columns // (BLOCK * EACH)), most), BLOCK
+
+
+def elementwise_quantize(name: str, most: int, columns: int):
+    """Likewise, for what is quantized."""
+    _, grid, block = launch(most, columns)
+    return quantized_rows(FUNCTIONS[name]), grid, block

@@ -68,4 +68,4 @@ bits_float = copies_commit = copies_wait = copy16 = dp4a = float_bits = float_to
     _elsewhere
 )
 load2 = load4 = load8 = load16 = mma_s8 = nearest = permute = product = quotient = _elsewhere
-shared4 = shared8 = shared16 = shared_floats = store4 = _elsewhere
+shared4 = shared8 = shared16 = shared_floats = store4 = word_max = word_sum = _elsewhere

@@ -1,4 +1,4 @@
-"""out = x / size of x * weight (+ bias), row by row or head by head; out may be x.
+"""out = x / size of x * weight (+ bias), row by row or head by head, and rows in int8 too; out may be x.
 
 The order of arithmetic: thread i sums the squares of columns i, i + B, ... by fma; a warp's lanes are added up by exchange (16, 8,
 4, 2, 1), then the block's warps ascending. A row takes a block of B threads, a head a warp (B = 32): nothing depends on the
@@ -13,12 +13,15 @@ import numpy as np
 
 from llmcli.backends.cuda.kernels.faults import report
 from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, device, fma, kernel, lane_sum, made, product
+from llmcli.backends.cuda.kernels.quantize import RECORD, quantize_group
 from llmcli.backends.cuda.kernels.step import HEADER, MOST, OUTPUTS
 from llmcli.backends.cuda.kernels.sums import block_sum
 
 F = np.float32
 BLOCK = 512 if not SIMULATED else 64
 WARPS = BLOCK // WARP
+FEW = 8
+"""Up to so many rows, several blocks quantize one: by itself a block would take longer for that than for all else."""
 HEAD_BLOCK = 128 if not SIMULATED else 32
 HEAD_WARPS = HEAD_BLOCK // WARP
 ZERO, ONE, INFINITY = F(0), F(1), F(np.inf)
@@ -57,29 +60,69 @@ def token_of(step, outputs, row):
     return step[HEADER + OUTPUTS * step[MOST] + row] if outputs else row
 
 
-@made
-def rows(centred):
-    """A block normalises a row. weight, bias: f32 [columns], or anything where has_... is 0."""
+def measure(centred):
+    """The device function by which a block finds what a row is shifted and multiplied by; a sum that is no number is a fault."""
 
-    @kernel
-    def norm_rows(
-        step, outputs, fault, op, x, x_start, x_stride, weight, has_weight, bias, has_bias, out, out_start, out_stride, columns, eps
-    ):
+    @device
+    def centre_and_factor(step, outputs, fault, op, row, x, start, columns, eps):
         partials = cuda.shared.array(WARPS, np.float32)
-        row, thread = cuda.blockIdx.x, cuda.threadIdx.x
-        if row >= step[outputs]:
-            return
-        start, to, centre = x_start + row * x_stride, out_start + row * out_stride, ZERO
+        thread, centre = cuda.threadIdx.x, ZERO
         if centred:
             centre = sum_of_block(plain_sum(x, start, columns, thread, BLOCK), partials) / F(columns)
         sum_ = sum_of_block(squares(x, start, columns, thread, BLOCK, centre), partials)
         if thread == 0 and not sum_ < INFINITY:
             report(fault, op, token_of(step, outputs, row))
-        factor = ONE / F(math.sqrt(sum_ / F(columns) + F(eps)))
+        return centre, ONE / F(math.sqrt(sum_ / F(columns) + F(eps)))
+
+    return centre_and_factor
+
+
+@made
+def rows(centred):
+    """A block normalises a row. weight, bias: f32 [columns], or anything where has_... is 0."""
+    centre_and_factor = measure(centred)
+
+    @kernel
+    def norm_rows(
+        step, outputs, fault, op, x, x_start, x_stride, weight, has_weight, bias, has_bias, out, out_start, out_stride, columns, eps
+    ):
+        row, thread = cuda.blockIdx.x, cuda.threadIdx.x
+        if row >= step[outputs]:
+            return
+        start, to = x_start + row * x_stride, out_start + row * out_stride
+        centre, factor = centre_and_factor(step, outputs, fault, op, row, x, start, columns, eps)
         for c in range(thread, columns, BLOCK):
             out[to + c] = normed(x[start + c], centre, factor, weight, has_weight, bias, has_bias, c)
 
     return norm_rows
+
+
+@made
+def quantized_rows(centred):
+    """The same, and the result to records (quantize.py); `out` gets it only where `kept`. Grid (parts, rows): each of a row's blocks
+    measures all of it and writes its part of the columns."""
+    centre_and_factor = measure(centred)
+
+    @kernel
+    def norm_quantize(
+        step, outputs, fault, op, x, x_start, x_stride, weight, has_weight, bias, has_bias, out, out_start, out_stride, columns, eps,
+        kept, codes,
+    ):  # fmt: skip
+        part, row, thread = cuda.blockIdx.x, cuda.blockIdx.y, cuda.threadIdx.x
+        if row >= step[outputs]:
+            return
+        start, to = x_start + row * x_stride, out_start + row * out_stride
+        centre, factor = centre_and_factor(step, outputs, fault, op, row, x, start, columns, eps)
+        chunks = (columns + 255) // 256
+        for c in range(part * BLOCK + thread, chunks * 256, cuda.gridDim.x * BLOCK):
+            value = ZERO
+            if c < columns:
+                value = normed(x[start + c], centre, factor, weight, has_weight, bias, has_bias, c)
+                if kept:
+                    out[to + c] = value
+            quantize_group(value, codes, (row * chunks + c // 256) * RECORD, c % 256 // WARP, c % WARP)
+
+    return norm_quantize
 
 
 @made
@@ -110,6 +153,7 @@ def segments(centred):
 
 
 ROWS = {"rms": rows(False), "layer": rows(True)}
+QUANTIZED = {"rms": quantized_rows(False), "layer": quantized_rows(True)}
 HEADS = {"rms": segments(False), "layer": segments(True)}
 
 
@@ -118,3 +162,9 @@ def norm(kind: str, most: int, heads: int):
     if heads == 1:
         return ROWS[kind], most, BLOCK
     return HEADS[kind], -(-most * heads // HEAD_WARPS), HEAD_BLOCK
+
+
+def norm_quantize(kind: str, most: int, columns: int, in_place: bool):
+    """Likewise, for rows that are quantized. in_place: the result is kept where x is, so that nobody else may still read it."""
+    parts = 1 if in_place or most > FEW else -(-columns // BLOCK)
+    return QUANTIZED[kind], (parts, most), BLOCK

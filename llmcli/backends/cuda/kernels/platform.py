@@ -22,6 +22,7 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
     copies_wait()                               waits for all groups; others' copies are there after a barrier
     copies_wait_but(n)                          outside of kernels: gives the function that waits for all groups but the last n
     lane_sum(x), lane_max(x)                    over a warp's 32 lanes, in every lane; xor 16, 8, 4, 2, 1 is the order of addition
+    word_sum(x), word_max(x)     i32            likewise, of integers: one instruction
     fma(a, b, c)                 f32            a * b + c, rounded once
     product(a, b)                f32            a * b, rounded: the compiler may turn a plain a * b + c into one fma
     quotient(a, b)               f32            a / b, rounded; division by 0 gives infinity or NaN
@@ -29,7 +30,7 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
     half_to_float(bits), float_to_half(x)       f16 as its 16 bits in an integer; to the nearest, halves to even
     bits_float(bits), float_bits(x)             an i32 and the f32 of the same bits
 
-Warp operations (mma_s8, lane_*) and cuda.syncthreads() are called by all threads of a block equally often: guard values, not calls.
+Warp operations (mma_s8, lane_*, word_*) and cuda.syncthreads() are called by all threads of a block equally often: guard values, not calls.
 Literals are i64 and f64 in Numba: write np.float32(0), np.int32(0) where the type matters.
 """
 
@@ -76,3 +77,5 @@ shared8 = _forms.shared8
 shared16 = _forms.shared16
 shared_floats = _forms.shared_floats
 store4 = _forms.store4
+word_max = _forms.word_max
+word_sum = _forms.word_sum

@@ -277,6 +277,23 @@ def lane_max(value):
     return value
 
 
+def _reduction(operation):
+    @intrinsic
+    def over_lanes(typing, word):
+        def emit(context, builder, signature, args):
+            code = f"redux.sync.{operation}.s32 $0, $1, {EVERY_LANE};"
+            asm = ir.InlineAsm(ir.FunctionType(I32, [I32]), code, "=r,r", side_effect=True)
+            return builder.call(asm, args, attrs=("convergent",))
+
+        return i32(i32), emit
+
+    return over_lanes
+
+
+word_sum = _reduction("add")
+word_max = _reduction("max")
+
+
 @intrinsic
 def mma_s8(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     code = "mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"

@@ -19,12 +19,12 @@ from llmcli.backends.cuda.kernels.platform import (
     device,
     float_bits,
     kernel,
-    lane_max,
-    lane_sum,
     nearest,
     product,
     quotient,
     store4,
+    word_max,
+    word_sum,
 )
 
 RECORD = 320
@@ -37,10 +37,11 @@ MAGNITUDE = np.int32(0x7FFFFFFF)
 
 
 @device
-def quantize_group(x, codes, record, group, lane):
-    """One lane's column x of group 0 .. 7 to a record. A group is zero when its largest magnitude is, or is so small that 127 / largest
-    overflows. One with infinity or NaN gets that as its scale: bits of magnitudes compare as the floats do, with NaN on top."""
-    largest = bits_float(lane_max(float_bits(x) & MAGNITUDE))
+def quantized(x):
+    """A warp's group, a column x in each lane -> (this lane's code, the group's scale, the sum of its codes). A group is zero when its
+    largest magnitude is, or is so small that 127 / largest overflows. One with infinity or NaN gets that as its scale: bits of magnitudes
+    compare as the floats do, with NaN on top."""
+    largest = bits_float(word_max(float_bits(x) & MAGNITUDE))
     inverse = quotient(MOST, largest)
     code = np.int32(0)
     if NOTHING < inverse and inverse < INFINITY:
@@ -48,11 +49,23 @@ def quantize_group(x, codes, record, group, lane):
     scale = quotient(largest, MOST)
     if inverse == INFINITY:
         scale = NOTHING
-    total = lane_sum(code)
+    return code, scale, word_sum(code)
+
+
+@device
+def store_group(codes, record, group, lane, code, scale, total):
+    """What `quantized` found, as group 0 .. 7 of a record."""
     codes[record + group * 32 + lane] = np.uint8(code & 255)
     if lane == 0:
         store4(codes, record + SCALES + group * 4, float_bits(scale))
         store4(codes, record + SUMS + group * 4, float_bits(product(F(total), scale)))
+
+
+@device
+def quantize_group(x, codes, record, group, lane):
+    """One lane's column x of a group of a record."""
+    code, scale, total = quantized(x)
+    store_group(codes, record, group, lane, code, scale, total)
 
 
 @device

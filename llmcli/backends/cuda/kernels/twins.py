@@ -232,6 +232,9 @@ def lane_max(value):
     return _together(value, _max)
 
 
+word_sum, word_max = lane_sum, lane_max
+
+
 def _products(lanes):
     """Lane 4 g + q holds A's rows g (a0, a2) and g + 8 (a1, a3) at columns 4 q .. + 3 (a0, a1) and 16 + 4 q .. + 3 (a2, a3), B's
     column g at the same rows (b0, b1), and gets the product's rows g (two columns from 2 q on) and g + 8 (the same columns)."""
