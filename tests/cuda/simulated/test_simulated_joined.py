@@ -45,7 +45,7 @@ def nothing_written(operand: Operand) -> bool:
 
 
 @pytest.mark.parametrize("kind", ["rms", "layer"])
-@pytest.mark.parametrize("columns, outputs", [(75, 0), (520, 1)])
+@pytest.mark.parametrize("columns, outputs", [(75, 0), (300, 1)])
 def test_norm_and_quantize(kind: str, columns: int, outputs: int) -> None:
     x, step = random(ROWS, columns) * F(3), counts(5, (1, 4)) if outputs else counts(ROWS)
     arrays = (random(columns, seed=2), 1, random(columns, seed=3), 1)
@@ -95,7 +95,7 @@ def test_activation_and_quantize(name: str, columns: int, kept: int) -> None:
     np.testing.assert_array_equal(written[:, columns:], both[:, columns:])
 
 
-@pytest.mark.parametrize("heads, size", [(3, 32), (2, 160)])
+@pytest.mark.parametrize("heads, size", [(3, 32), (1, 160)])
 @pytest.mark.parametrize("kept", [0, 1])
 def test_merging_attention_and_quantizing(heads: int, size: int, kept: int) -> None:
     units, step = 3, counts(ROWS, positions=[5, 300])
