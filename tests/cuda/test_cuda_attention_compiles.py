@@ -47,9 +47,9 @@ def _kernels() -> dict[str, tuple[Any, int, tuple[str, ...]]]:
         place = (*operand, view, n, n)
         found[f"cache_write in {dtype}"] = cache.write(80, dtype), cache.THREADS, (ints, longs, n, *operand, *place)
         for name, interleaved in (("half", False), ("interleaved", True)):
-            kernel = rope_cache.rows(80, dtype, interleaved)
+            kernel = rope_cache.rows(80, 32, dtype, interleaved)
             found[f"rope {name} and cache_write in {dtype}"] = (
-                kernel, cache.THREADS, (ints, longs, n, *operand, n, n, floats, d, *place, n)
+                kernel, cache.THREADS, (ints, longs, n, *operand, n, floats, d, *place, n)
             )  # fmt: skip
     normed = (ints, n, longs, n, *operand, floats, n, floats, n, *operand, n, d)
     for kind in ("rms", "layer"):

@@ -199,8 +199,8 @@ def _cache_write(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch
         return [_launch(chosen, (at.buffers.step, at.buffers.fault, op_number, *at.operand(key), *cached))]
     (turned,), heads, pairs = op.out, op.integer("heads"), op.integer("size") // 2
     assert covers(turned, key) and key.start + key.width == turned.start + turned.width  # the keys are the last heads
-    chosen = rope_cache.rope_cache_write(shape.head_size, dtype, bool(op.params["interleaved"]), rows, heads, shape.kv_heads, pairs)
-    angles = heads, pairs, at.constant(op.params["frequencies"]), op.number("factor")
+    chosen = rope_cache.rope_cache_write(shape.head_size, pairs, dtype, bool(op.params["interleaved"]), rows, heads, shape.kv_heads)
+    angles = heads, at.constant(op.params["frequencies"]), op.number("factor")
     return [_launch(chosen, (at.buffers.step, at.buffers.fault, op_number, *at.operand(turned), *angles, *cached, shape.kv_heads))]
 
 

@@ -124,8 +124,8 @@ def test_rope_and_cache_write(dtype: str, interleaved: bool, size: int, turned: 
         flat, at, stride = x.args
         value, place = (flat, at + heads * size, stride), (data.view(VIEW[dtype]), layout.starts[LAYER], layout.block_bytes)
         if together:
-            chosen = rope_cache_write(size, dtype, interleaved, 5, heads, kv_heads, pairs)
-            start(chosen, step, fault, 9, *x.args, heads, pairs, frequencies, 1.1, *value, *place, kv_heads)
+            chosen = rope_cache_write(size, pairs, dtype, interleaved, 5, heads, kv_heads)
+            start(chosen, step, fault, 9, *x.args, heads, frequencies, 1.1, *value, *place, kv_heads)
         else:
             start(rope(interleaved, 5, heads, pairs), step, *x.args, heads, size, pairs, frequencies, 1.1)
             key = flat, at + (heads - kv_heads) * size, stride

@@ -121,8 +121,13 @@ def as_float(x):
 STORED = {"f16": as_half, "f32": as_float}
 
 
+def threads(head_size: int) -> int:
+    """Of a block whose threads are a head's columns: whole warps."""
+    return min(THREADS, -(-head_size // WARP) * WARP)
+
+
 def head_writer(head_size: int, dtype: str):
-    """The device function by which a block writes one head's key and value; all its threads call it.
+    """The device function by which a block of `threads` writes one head's key and value; all of them call it.
 
     write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head): key[k ..] and value[v ..] are the head's;
     cache: the whole of it as VIEW[dtype]; layer_start, block_bytes: bytes. Both are read once (of int8, twice); 16-byte chunks are
@@ -135,7 +140,7 @@ def _floats_writer(head_size, dtype):
     layout = HeadLayout(head_size, dtype)
     chunk, padded, item = layout.chunk, layout.key_chunks * layout.chunk, ITEM[dtype]
     key_bytes, head_bytes = layout.key_bytes, layout.head_bytes
-    stored, limit, zero = STORED[dtype], LIMIT[dtype], F(0)
+    stored, limit, zero, block = STORED[dtype], LIMIT[dtype], F(0), threads(head_size)
 
     @device
     def write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head):
@@ -143,7 +148,7 @@ def _floats_writer(head_size, dtype):
         within = position % BLOCK
         start = block_byte(step, token, position // BLOCK, layer_start, block_bytes) + head * head_bytes
         keys, values = start // item, (start + key_bytes) // item
-        for column in range(cuda.threadIdx.x, padded, cuda.blockDim.x):
+        for column in range(cuda.threadIdx.x, padded, block):
             own = zero
             if column < head_size:
                 own, other = key[k + column], value[v + column]
@@ -216,11 +221,6 @@ def write(head_size: int, dtype: str):
             write_head(step, fault, op, token, key, k, value, v, cache, layer_start, block_bytes, head)
 
     return cache_write
-
-
-def threads(columns: int) -> int:
-    """Of a block whose threads are columns of a head: whole warps."""
-    return min(THREADS, -(-columns // WARP) * WARP)
 
 
 def cache_write(head_size: int, dtype: str, most: int, kv_heads: int):

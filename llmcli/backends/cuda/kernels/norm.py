@@ -113,14 +113,15 @@ def quantized_rows(centred):
             return
         start, to = x_start + row * x_stride, out_start + row * out_stride
         centre, factor = centre_and_factor(step, outputs, fault, op, row, x, start, columns, eps)
-        chunks = (columns + 255) // 256
-        for c in range(part * BLOCK + thread, chunks * 256, cuda.gridDim.x * BLOCK):
+        chunks, c = (columns + 255) // 256, part * BLOCK + thread
+        while c < chunks * 256:
             value = ZERO
             if c < columns:
                 value = normed(x[start + c], centre, factor, weight, has_weight, bias, has_bias, c)
                 if kept:
                     out[to + c] = value
             quantize_group(value, codes, (row * chunks + c // 256) * RECORD, c % 256 // WARP, c % WARP)
+            c += cuda.gridDim.x * BLOCK
 
     return norm_quantize
 

@@ -13,13 +13,14 @@ from llmcli.backends.cuda.kernels.rope import EACH, turner
 
 
 @made
-def rows(head_size: int, dtype: str, interleaved: bool):
-    """The kernel. heads: of queries and keys, which follow them, the last kv_heads. Grid (blocks of queries + kv heads, tokens)."""
-    turn, write_head = turner(interleaved), head_writer(head_size, dtype)
+def rows(head_size: int, pairs: int, dtype: str, interleaved: bool):
+    """The kernel. pairs: as of rope.rows, here a constant because it divides; heads: of queries and of keys, the last kv_heads. Grid
+    (blocks of queries + kv heads, tokens)."""
+    turn, write_head, block = turner(interleaved), head_writer(head_size, dtype), threads(head_size)
 
     @kernel
     def rope_cache_write(
-        step, fault, op, x, x_start, x_stride, heads, pairs, frequencies, factor, value, value_start, value_stride,
+        step, fault, op, x, x_start, x_stride, heads, frequencies, factor, value, value_start, value_stride,
         cache, layer_start, block_bytes, kv_heads,
     ):  # fmt: skip
         token, thread, query_blocks, query_heads = cuda.blockIdx.y, cuda.threadIdx.x, cuda.gridDim.x - kv_heads, heads - kv_heads
@@ -27,14 +28,14 @@ def rows(head_size: int, dtype: str, interleaved: bool):
             return
         row = x_start + token * x_stride
         if cuda.blockIdx.x < query_blocks:
-            item = cuda.blockIdx.x * cuda.blockDim.x + thread
+            item = cuda.blockIdx.x * block + thread
             first, pair = item // pairs * EACH, item % pairs
             if first < query_heads:
                 turn(step, token, x, row, first, query_heads, head_size, pair, pairs, frequencies, factor)
             return
         kv_head = cuda.blockIdx.x - query_blocks
         head = query_heads + kv_head
-        for pair in range(thread, pairs, cuda.blockDim.x):
+        for pair in range(thread, pairs, block):
             turn(step, token, x, row, head, head + 1, head_size, pair, pairs, frequencies, factor)
         cuda.syncthreads()
         v = value_start + token * value_stride + kv_head * head_size
@@ -43,8 +44,8 @@ def rows(head_size: int, dtype: str, interleaved: bool):
     return rope_cache_write
 
 
-def rope_cache_write(head_size: int, dtype: str, interleaved: bool, most: int, heads: int, kv_heads: int, pairs: int):
+def rope_cache_write(head_size: int, pairs: int, dtype: str, interleaved: bool, most: int, heads: int, kv_heads: int):
     """(kernel, grid, block) for up to `most` tokens."""
     block = threads(head_size)
     query_blocks = -(-(-(-(heads - kv_heads) // EACH) * pairs) // block)
-    return rows(head_size, dtype, interleaved), (query_blocks + kv_heads, most), block
+    return rows(head_size, pairs, dtype, interleaved), (query_blocks + kv_heads, most), block
