@@ -8,8 +8,10 @@ import pytest
 from devices import SPECS, lowered, made, spec
 
 from llmcli.backends.cuda.kernels.platform import SIMULATED
-from llmcli.backends.cuda.lower import LOWER
+from llmcli.backends.cuda.lower import LOWER, QUANTIZERS
+from llmcli.backends.fuse import fuse
 from llmcli.models.spec import Attention, Layer, Mlp, Rope, Spec
+from llmcli.plan import Buffer, Op, Plan, Slot, Weight
 
 LLAMA = spec(Layer(Attention(2, 1, 32, 32**-0.5), Mlp(28), rope=Rope(32)))
 ONE_TOKEN = """norm.quantized_rows decode.integers rope_cache.rows attention_decode.decode attention_decode.merge_quantize
@@ -62,3 +64,12 @@ def test_what_somebody_else_reads_is_kept() -> None:
     after = kept(replace(LLAMA, layers=(replace(layer, pre_norms=False, post_norms=True),), embedding_norm=True))
     assert after["embedding_norm"], "the residual stream itself"
     assert "layers.0.mlp_norm" not in kept(SPECS["experts"]), "the router is first, and reads floats"
+
+
+@pytest.mark.parametrize("heads, kinds", [(1, ["norm", "linear"]), (2, ["norm", "quantize", "linear"])])
+def test_only_a_norm_of_whole_rows_quantizes(heads: int, kinds: list[str]) -> None:
+    x, y = Slot(0, 0, 64), Slot(1, 0, 8)
+    normed = Op("norm", (x,), (x,), (None, None), {"kind": "rms", "eps": 1e-5, "heads": heads})
+    ops = normed, Op("linear", (y,), (x,), ("matrix", None))
+    plan = Plan(ops, (Buffer("x", 64), Buffer("y", 8)), {"matrix": Weight("matrix", (8, 64), "matrix")}, (), 8, 64, 8, 1)
+    assert [op.kind for _, op in fuse(plan, lambda name: True, quantizers=QUANTIZERS)] == kinds
