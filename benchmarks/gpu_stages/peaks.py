@@ -25,7 +25,7 @@ def run(stage: Stage) -> None:
     source, target = (memory.array(size, np.uint8) for _ in range(2))
     with memory.errors():
         Source(memory, stage.dry).fill(source)
-    took = seconds(memory, partial(target.copy_to_device, source, stream=memory.stream), stage.dry)
+    took = seconds(memory, partial(target.copy_to_device, source, stream=memory.stream), stage.dry, record=False)
     stage.say("copy", bytes_per_s=2 * size / took, bytes=2 * size)
     del source, target
     if importlib.util.find_spec("torch") is None or stage.dry:

@@ -96,7 +96,8 @@ def start(memory: Any, launches: Iterable[Launch]) -> None:
 
 
 def seconds(memory: Any, work: Callable[[], None], dry: bool = False, record: bool = True) -> float:
-    """Seconds that `work` takes on the GPU: recorded as a graph (a graph itself needs that no more) and repeated, by the GPU's own clock;
+    """Seconds that `work` takes on the GPU: recorded as a graph (one long call and a graph itself need that no more) and repeated, by the
+    GPU's own clock;
     the median of some measurements. memory: llmcli.backends.cuda.memory.Memory. In the simulator: the seconds of one call, which mean
     nothing."""
     with memory.errors():

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import importlib
+import importlib.metadata
 import importlib.util
+import io
+import re
 import struct
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -21,6 +27,7 @@ from llmcli.backends.cuda import run as cuda_run
 from llmcli.backends.cuda.device import Gpu
 from llmcli.backends.cuda.kernels import select
 from llmcli.backends.cuda.kernels.platform import SIMULATED
+from llmcli.backends.cuda.kernels.step import HEADER
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.memory import STAGE, Memory
 from llmcli.errors import DeviceError, OutOfMemory
@@ -103,8 +110,6 @@ def test_launches(library: Library) -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="compares with numba-cuda: pip install 'llmcli[cuda]'")
 def test_arguments_are_packed_as_numba_does() -> None:
-    import ctypes
-
     from numba import types
     from numba.cuda.args import ArgHint
     from numba.cuda.dispatcher import _Kernel
@@ -128,6 +133,24 @@ def test_arguments_are_packed_as_numba_does() -> None:
     words = b"".join(bytes(x) if isinstance(x, ctypes._SimpleCData) else struct.pack("<q", x) for x in found)
     assert words == bytes(driver.packed(values))
     assert driver.signature(values) == "u1 f4 i8 int float"
+
+
+def test_functions_are_declared_as_nvidia_does() -> None:
+    """How many parameters, and how wide each is: an int where 64 bits are read would do no harm here, and much there."""
+    try:
+        bindings = importlib.metadata.distribution("cuda-bindings")
+    except importlib.metadata.PackageNotFoundError:
+        pytest.skip("compares with cuda-bindings: pip install 'llmcli[cuda]'")
+    text = Path(str(bindings.locate_file("cuda/bindings/cydriver.pxd"))).read_text()
+    widths = {"int": 4, "unsigned int": 4, "CUdevice": 4, "CUstreamCaptureMode": 4, "size_t": 8, "unsigned long long": 8, "CUdeviceptr": 8}
+    for name, parameters in driver.FUNCTIONS.items():
+        plain = name.removesuffix("_v2").replace("InstantiateWithFlags", "Instantiate")
+        declared = re.search(rf"cdef CUresult {plain}\((.*)\) except", text)
+        assert declared, name
+        types = [word.rpartition(" ")[0].strip() for word in declared[1].split(",")]
+        handles = {"CUcontext", "CUstream", "CUevent", "CUmodule", "CUfunction", "CUgraph", "CUgraphExec"}
+        expected = [8 if kind.endswith("*") or kind in handles else widths[kind] for kind in types]
+        assert [ctypes.sizeof(kind) for kind in parameters] == expected, (name, types)
 
 
 def test_what_a_kernel_cannot_take_is_refused() -> None:
@@ -210,6 +233,27 @@ def test_a_launch_that_fails_while_it_is_recorded(library: Library) -> None:
     assert library.calls[-2:] != ["cuGraphLaunch"] and "cuStreamEndCapture" in library.calls
 
 
+def test_memory_can_be_asked_for_from_anywhere(library: Library) -> None:
+    """Its calls need a current GPU, and see to that themselves."""
+    memory = Memory(1)
+    for array in (memory.array(3, np.int32), memory.upload([np.arange(3, dtype=np.int32)], 3, np.int32), memory.constant(np.zeros(3))):
+        assert array.size == 3
+    memory.uploaded()
+    assert memory.pinned(3, np.float32).tolist() == [0, 0, 0] and library.pushed == 0
+    with pytest.raises(driver.Failure, match="201"):
+        driver.Stream.synchronize(memory.stream)
+
+
+@pytest.mark.parametrize("stage", ["peaks", "kernels", "models"])
+def test_stages_of_the_benchmark_ask_nothing_that_a_driver_refuses(library: Library, stage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from gpu_stages.stage import Stage
+
+    out = io.StringIO()
+    importlib.import_module(f"gpu_stages.{stage}").run(Stage(out, 100.0, True))
+    assert out.getvalue() and bool(library.launches) == (stage != "peaks")
+
+
 def test_a_lost_device(library: Library) -> None:
     memory = Memory(0)
     with memory.errors():
@@ -232,9 +276,14 @@ def test_a_model_is_driven(library: Library, name: str) -> None:
     assert result.logits.shape == (6, model.plan.vocab) and not library.calls.count("cuGraphLaunch")
     for token in range(4):
         library.launches.clear()
+        library.calls.clear()
         assert runner.run(Batch.of(text, np.array([token], np.int32))).logits.shape == (1, model.plan.vocab)
-        assert len(library.launches) == (0 if token > 1 else len(runner._lowering.launches(1, 1)))
-    assert library.calls.count("cuGraphLaunch") == 3 and runner.recorded == 1
+        launches = len(runner._lowering.launches(1, 1))
+        assert len(library.launches) == launches and library.calls.count("cuLaunchKernel") == (0 if token > 1 else launches)
+        assert library.calls.count("cuGraphLaunch") == (token > 0)
+        step = ctypes.c_int32.from_address(runner._buffers.step.pointer + 4 * HEADER)
+        assert step.value == token, "a recorded step copies what there is to copy when it is started"
+    assert runner.recorded == 1
     runner.run(Batch.of(other, np.array([1], np.int32)))
     fork = text.fork()
     fork.truncate(3)

@@ -24,6 +24,7 @@ SUCCESS = 0
 NON_BLOCKING, PORTABLE = 1, 1
 """Of streams: independent of the driver's own; of page-locked memory: for all GPUs."""
 FUNCTIONS: dict[str, tuple[Any, ...]] = {
+    "cuDeviceGet": (POINTER(c_int), c_int),
     "cuDevicePrimaryCtxRetain": (POINTER(c_void_p), c_int),
     "cuCtxPushCurrent_v2": (c_void_p,),
     "cuCtxPopCurrent_v2": (POINTER(c_void_p),),
@@ -87,7 +88,9 @@ class Gpu:
     def __init__(self, number: int) -> None:
         self.number = number
         self.capability = device.gpus()[number].capability
-        self._context = created("cuDevicePrimaryCtxRetain", number)
+        handle = c_int()
+        call("cuDeviceGet", ctypes.byref(handle), number)
+        self._context = created("cuDevicePrimaryCtxRetain", handle.value)
         self._functions: dict[tuple[Reference, str], int] = {}
 
     def __enter__(self) -> Gpu:

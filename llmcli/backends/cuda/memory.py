@@ -44,7 +44,7 @@ def failures(device: int) -> Iterator[None]:
 
 
 class Memory:
-    """The memory of GPU number `device`, for one runner."""
+    """The memory of GPU number `device`, for one runner. Its arrays' own methods and the stream's are called within `errors()`."""
 
     def __init__(self, device: int) -> None:
         self.device = device
@@ -63,11 +63,13 @@ class Memory:
 
     def array(self, count: int, dtype: Any) -> Array:
         """`count` numbers (at least one), not initialised."""
-        return cuda.device_array(max(1, count), dtype, stream=self.stream)
+        with self.errors():
+            return cuda.device_array(max(1, count), dtype, stream=self.stream)
 
     def pinned(self, count: int, dtype: Any) -> npt.NDArray[Any]:
         """An array in page-locked memory of this machine, zeroed: copies of it are asynchronous."""
-        found: npt.NDArray[Any] = cuda.pinned_array(max(1, count), dtype)
+        with self.errors():
+            found: npt.NDArray[Any] = cuda.pinned_array(max(1, count), dtype)
         found[:] = 0
         return found
 
@@ -78,10 +80,11 @@ class Memory:
         at = 0
         for piece in pieces:
             flat = np.ascontiguousarray(piece).reshape(-1).view(np.uint8)
-            for start in range(0, flat.size, STAGE):
-                part = flat[start : start + STAGE]
-                self._send(bytes_of[at : at + part.size], part)
-                at += part.size
+            with self.errors():
+                for start in range(0, flat.size, STAGE):
+                    part = flat[start : start + STAGE]
+                    self._send(bytes_of[at : at + part.size], part)
+                    at += part.size
         assert at == count * np.dtype(dtype).itemsize
         return target
 
@@ -98,12 +101,14 @@ class Memory:
 
     def uploaded(self) -> None:
         """All weights are there: the buffers for uploads are given back."""
-        self.stream.synchronize()
+        with self.errors():
+            self.stream.synchronize()
         self._stages = []
 
     def constant(self, values: npt.NDArray[Any]) -> Array:
         """A small array on the GPU."""
-        return cuda.to_device(np.ascontiguousarray(values), stream=self.stream)
+        with self.errors():
+            return cuda.to_device(np.ascontiguousarray(values), stream=self.stream)
 
     def prepare(self, launches: Iterable[Launch], notify: Notify | None) -> None:
         """Gets the kernels of these launches: from where they are kept, or compiled. Raises InternalError, ResourceError."""
