@@ -30,7 +30,7 @@ def _own_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     os.environ["LLMCLI_HOME"] = str(tmp_path_factory.mktemp("home"))
     os.environ.pop("LLMCLI_MODEL", None)
     if Path(llmcli.__file__).parent.parent == ROOT:  # commands that tests start run the copy that tests import
-        os.environ["PYTHONPATH"] = str(ROOT)
+        os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(ROOT), saved["PYTHONPATH"])))
     yield
     for name, value in saved.items():
         if value is None:

@@ -139,6 +139,18 @@ def test_the_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @HERE
+def test_gpus_that_the_compiler_does_not_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """9.5 runs 9.0's code; what no code runs on gets the assembly, which the driver compiles."""
+    monkeypatch.setenv("LLMCLI_KERNELS", str(tmp_path / "kernels"))
+    (known,) = objects.load(keys()[:1], (9, 0)).values()
+    (close,) = objects.load(keys()[:1], (9, 5)).values()
+    (far,) = objects.load(keys()[:1], (99, 0)).values()
+    flags = slice(48, 52)  # of an ELF header: the GPU's architecture
+    assert close[:4] == known[:4] == b"\x7fELF" and close[flags] == known[flags]
+    assert b".entry " + objects.ENTRY in far and b".target sm_" in far and far.endswith(b"\0")
+
+
+@HERE
 def test_a_kernel_that_does_not_compile_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LLMCLI_KERNELS", str(tmp_path / "kernels"))
     with pytest.raises(InternalError, match=r"kernel select\.nothing does not compile: AttributeError"):

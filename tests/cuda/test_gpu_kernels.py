@@ -3,6 +3,7 @@ process has either the simulator or a GPU, and because a kernel's fault ends wha
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import subprocess
 import sys
@@ -30,6 +31,9 @@ def test_kernels_on_a_gpu(file: str) -> None:
     except LlmError as error:
         pytest.skip(str(error))
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", "default", "-o", "addopts=", str(FOLDER / file)]
+    share = (os.cpu_count() or 1) // len(FILES)  # most of the time is compiling
+    if share > 1 and importlib.util.find_spec("xdist"):
+        command += ["-n", str(share)]
     environment = {**os.environ, "LLMCLI_TEST_ON_GPU": "1"}
     done = subprocess.run(command, env=environment, cwd=FOLDER.parents[2], capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]

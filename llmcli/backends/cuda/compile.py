@@ -6,6 +6,7 @@ follow, 0 when the kernel does not compile (then standard error says why). Ends 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import os
@@ -26,6 +27,8 @@ HOME = "llmcli.backends.cuda.kernels"
 def main(answer: Callable[[Any, str, tuple[int, int]], bytes]) -> None:
     """Answers requests with what this makes of them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's business, and it ends us
+    with contextlib.suppress(ImportError):  # what its .pth file does in site-packages, and nobody in another folder of the import path
+        importlib.import_module("_numba_cuda_redirector")
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # nothing else may get into the answers
     for line in sys.stdin:
@@ -40,12 +43,16 @@ def main(answer: Callable[[Any, str, tuple[int, int]], bytes]) -> None:
 
 
 def cubin(reference: Any, signature: str, capability: tuple[int, int]) -> bytes:
-    """A kernel's code for GPUs of this capability."""
+    """A kernel's code for GPUs of this capability. Of a GPU that the compiler does not know: that for the closest it knows before, which
+    runs there where the first number is the same; else the assembly (PTX), which the driver makes code of."""
     from cuda.bindings import nvjitlink
 
     assembly, registers = ptx(reference, signature, capability)
+    (target,) = re.findall(r"^\.target sm_(\d+)", assembly, re.MULTILINE)
+    if int(target) // 10 != capability[0]:
+        return assembly.encode() + b"\0"
     limit = [f"-maxrregcount={registers}"] if registers else []
-    options = [f"-arch=sm_{capability[0]}{capability[1]}", *limit]
+    options = [f"-arch=sm_{target}", *limit]
     linker = nvjitlink.create(len(options), options)
     data = assembly.encode()
     nvjitlink.add_data(linker, nvjitlink.InputType.PTX, data, len(data), "kernel")

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import os
 
-import transfers
-from numba import config
-
-from llmcli.backends.cuda import kernels
-
 ON_GPU = bool(os.environ.get("LLMCLI_TEST_ON_GPU"))
+
+if ON_GPU:
+    with contextlib.suppress(ImportError):  # as in compile.py: before numba.cuda is imported
+        importlib.import_module("_numba_cuda_redirector")
+
+import transfers  # noqa: E402
+from numba import config  # noqa: E402
+
+from llmcli.backends.cuda import kernels  # noqa: E402
 
 if config.ENABLE_CUDASIM:
     import blocks
