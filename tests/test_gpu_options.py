@@ -79,6 +79,24 @@ def test_layers_and_shares(gpus: None, found: Costs) -> None:
         decide.decide(Wish(split=(1.0, 1.0, 1.0)), found)
 
 
+def test_only_gpus_that_are_needed_are_asked(gpus: None, found: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To ask for free memory connects with a GPU: that costs time, and memory there."""
+    asked: list[int] = []
+    room = 1 << 40
+
+    def free(number: int) -> int:
+        asked.append(number)
+        return room
+
+    monkeypatch.setattr(device, "free", free)
+    assert decide.decide(Wish("cuda"), found).placement == (Share("cuda:0", found.layers),) and asked == [0]
+    for wish in (Wish("cuda", "all", (1.0, 1.0)), Wish("cuda")):
+        asked.clear()
+        decision = decide.decide(wish, found)
+        assert asked == [0, 1] and {share.device for share in decision.placement} == {"cuda:0", "cuda:1"}
+        room = found.part(0, found.layers) - 1  # of one: both together hold everything
+
+
 def test_what_does_not_fit_is_said(gpus: None, found: Costs, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "free", lambda number: 0 if number else found.part(found.layers - 1, found.layers))
     assert decide.decide(Wish("cuda"), found).on_gpus == 1

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmcli.backends.cuda import device
-from llmcli.errors import LlmError, OutOfMemory, UsageError
+from llmcli.errors import DeviceError, MissingExtra, OutOfMemory, UsageError
 from llmcli.offload.place import HOST, Costs, Placement, Room, Share, choose
 
 DEVICES = ("auto", "cuda")
@@ -47,9 +47,9 @@ class Decision:
 
 
 def decide(wish: Wish, costs: Costs) -> Decision:
-    """Where the layers of a model with these costs go. The driver is asked only where a GPU may come of it, and GPUs are
-    connected with only where one is worth it. Raises, for 'cuda': DeviceError, MissingExtra, OutOfMemory; UsageError for a split over
-    more GPUs than there are."""
+    """Where the layers of a model with these costs go. The driver is asked only where a GPU may come of it. A GPU's free memory is asked
+    only when those before it do not hold all: that connects the process with it, which takes part of a second and some of its memory.
+    Raises, for 'cuda': DeviceError, MissingExtra, OutOfMemory; UsageError for a split over more GPUs than there are."""
     host = (Share(HOST, costs.layers),)
     wanted = wish.layers if isinstance(wish.layers, int) else costs.layers
     if wanted == 0:
@@ -57,17 +57,23 @@ def decide(wish: Wish, costs: Costs) -> Decision:
     weights = costs.weights(0, costs.layers)
     if not wish.particular and weights < WORTH:
         return Decision(host, 0, reason=f"weights of less than {WORTH >> 20} MiB are on the CPU sooner")
+    found, rooms = Decision(host, wanted), list[Room]()
     try:
         gpus = device.usable()
-        rooms = tuple(Room(gpu.number, device.free(gpu.number)) for gpu in gpus[: len(wish.split) or None])
-    except LlmError as error:
+        if len(wish.split) > len(gpus):
+            why = f"{len(gpus)} can be used"
+            raise UsageError(f"--gpu-split over {len(wish.split)} GPUs", why, "Give as many shares as there are GPUs")
+        for gpu in gpus[: len(wish.split) or None]:
+            rooms.append(Room(gpu.number, device.free(gpu.number)))
+            if len(rooms) < len(wish.split):
+                continue
+            found = Decision(choose(costs, rooms, wanted, wish.split), wanted, tuple(rooms))
+            if found.on_gpus == min(wanted, costs.layers):
+                break
+    except (DeviceError, MissingExtra) as error:
         if wish.device == "cuda":
             raise
         return Decision(host, wanted, reason=f"{error.what}: {error.why}")
-    if len(wish.split) > len(gpus):
-        why = f"{len(gpus)} can be used"
-        raise UsageError(f"--gpu-split over {len(wish.split)} GPUs", why, "Give as many shares as there are GPUs")
-    found = Decision(choose(costs, rooms, wanted, wish.split), wanted, rooms)
     if wish.device == "cuda" and not found.on_gpus:
         need, have = (f"{size / 2**20:,.0f} MiB" for size in (costs.part(costs.layers - 1, costs.layers), max(room.free for room in rooms)))
         why = f"its last layer with the head takes {need}, and {have} are free"
