@@ -1,6 +1,7 @@
 """Everything that a machine with an NVIDIA GPU is asked once it is there, in one run and without a network.
 
     PYTHONPATH=. python benchmarks/gpu.py [--json gpu.json] [--stages tests,peaks,...] [--budget 480] [--dry]
+    PYTHONPATH=. python benchmarks/gpu.py --compile sm_90        before that, anywhere: its kernels, for .kernels here
 
 Stages, each a process with a share of the budget; one that fails or takes too long is noted and the next one begins:
     tests     pytest -m gpu tests/cuda
@@ -17,6 +18,7 @@ What is measured how is said at the head of each file in gpu_stages/, what the f
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import importlib.metadata
 import importlib.util
@@ -33,6 +35,8 @@ from typing import Any
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
+KERNELS = ROOT / ".kernels"
+"""Where compiled kernels are kept, unless LLMCLI_KERNELS says another folder."""
 BUDGET = 480.0
 SHARES = {"tests": 120, "peaks": 15, "kernels": 85, "models": 120, "parity": 70, "start": 30, "torch": 40}
 """Seconds of the budget; what a stage leaves is divided among the ones behind it."""
@@ -63,8 +67,15 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("gpu.json"), help="where figures go")
     parser.add_argument("--budget", type=float, default=BUDGET, help="seconds for all")
     parser.add_argument("--dry", action="store_true", help="test this program in the simulator")
+    parser.add_argument("--compile", metavar="sm_NN", help="only compile all kernels, for such a GPU, which need not be here")
     parser.add_argument("--child", help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    os.environ.setdefault("LLMCLI_KERNELS", str(KERNELS))
+    if asked.compile:
+        from gpu_stages import ahead
+
+        ahead.compile_all(asked.compile)
+        return 0
     if asked.child:
         return child(json.loads(asked.child))
     wanted = asked.stages.split(",")
@@ -76,11 +87,11 @@ def main() -> int:
 class Run:
     def __init__(self, path: Path, budget: float, dry: bool) -> None:
         self.path, self.dry, self.end = path, dry, time.monotonic() + budget
-        self.environment = {**os.environ, "PYTHONPATH": os.pathsep.join((str(ROOT), str(HERE)))}
-        self.environment.setdefault("LLMCLI_KERNELS", str(ROOT / ".kernels"))
+        self.environment = {**os.environ, "PYTHONPATH": search_path()}
         if dry:
             self.environment["NUMBA_ENABLE_CUDASIM"] = "1"
         self.known: dict[str, float] = {}
+        self.lock = threading.Lock()  # of `found`, which a stage's reader fills
         self.found: dict[str, Any] = {"simulated": dry, "budget_s": budget, "machine": machine(), "stages": {}}
 
     def all(self, stages: list[str]) -> int:
@@ -94,6 +105,9 @@ class Run:
             print("nothing to measure")
             self.write()
             return 1
+        for folder in (KERNELS, *KERNELS.glob("cuda-*")):
+            with contextlib.suppress(OSError):  # brought along, with rights that make them useless (backends/kept.py), perhaps
+                folder.chmod(0o700)
         with tempfile.TemporaryDirectory() as home:
             self.environment["LLMCLI_HOME"] = home
             for number, name in enumerate(stages):
@@ -101,7 +115,7 @@ class Run:
                 if lacking:
                     self.found["stages"][name] = {"state": "left out", "note": f"not installed: {', '.join(lacking)}", "rows": []}
                 else:
-                    left = self.end - time.monotonic()
+                    left = self.end - GRACE - time.monotonic()
                     self.stage(name, max(left * SHARES[name] / sum(SHARES[later] for later in stages[number:]), 1.0))
                 self.write()
         for line in table(self.found):
@@ -122,23 +136,24 @@ class Run:
             reader.start()
             try:
                 code = process.wait(limit + GRACE)
-                own["state"] = "done" if code == 0 else "failed"
+                ended = {"state": "done"} if code == 0 else {"state": "failed", "code": code}
             except subprocess.TimeoutExpired:
                 end(process)
-                own |= {"state": "abandoned", "note": f"ended after {limit + GRACE:.0f} s"}
+                ended = {"state": "abandoned", "note": f"ended after {limit + GRACE:.0f} s"}
             reader.join(GRACE)
-            if own["state"] != "done":
-                own["said"] = tail(errors)
-                if own["state"] == "failed":
-                    own["error"] = (own["said"].strip() or "no word").rpartition("\n")[2]
-        own["seconds"] = round(time.monotonic() - start, 1)
+            if ended["state"] != "done":
+                ended["said"] = tail(errors)
+                if ended["state"] == "failed":
+                    ended["error"] = (ended["said"].strip() or "no word").rpartition("\n")[2]
+        with self.lock:
+            own |= ended | {"seconds": round(time.monotonic() - start, 1)}
         print(f"{name}: {own['state']} after {own['seconds']} s {own.get('error', own.get('note', ''))}", flush=True)
 
     def command(self, name: str, limit: float) -> list[str]:
         if name == "tests":
             return tests(self.dry)
         told = {"stage": name, "limit": limit, "dry": self.dry, "known": self.known}
-        return [sys.executable, str(HERE / "gpu.py"), "--child", json.dumps(told)]
+        return [sys.executable, "-X", "faulthandler", str(HERE / "gpu.py"), "--child", json.dumps(told)]
 
     def read(self, name: str, process: subprocess.Popen[str]) -> None:
         assert process.stdout is not None
@@ -148,23 +163,31 @@ class Run:
     def take(self, name: str, lines: Iterable[str]) -> None:
         own = self.found["stages"][name]
         for line in lines:
-            if name == "tests":  # in pytest's own words
-                own["output"] = [*own.get("output", []), line.rstrip()][-LINES:]
-                if text := line.strip():
-                    own["rows"] = [{"what": "pytest", "line": text}]
-                continue
-            row = json.loads(line)
-            own["rows"].append(row)
-            for what, figure in (("copy", "bytes_per_s"), ("bf16", "flop_per_s")):
-                if row["what"] == what:
-                    self.known[what] = row[figure]
+            with self.lock:
+                if name == "tests":  # in pytest's own words
+                    own["output"] = [*own.get("output", []), line.rstrip()][-LINES:]
+                    if text := line.strip():
+                        own["rows"] = [{"what": "pytest", "line": text}]
+                else:
+                    self.add(own, line)
             self.write()
+
+    def add(self, own: dict[str, Any], line: str) -> None:
+        try:
+            row = json.loads(line)
+        except ValueError:  # half a line, of a stage that was ended
+            return
+        own["rows"].append(row)
+        for what, figure in (("copy", "bytes_per_s"), ("bf16", "flop_per_s")):
+            if row["what"] == what:
+                self.known[what] = row[figure]
 
     def write(self) -> None:
         """All of the file or nothing."""
-        new = self.path.with_name(self.path.name + ".new")
-        new.write_text(json.dumps(self.found, indent=1))
-        new.replace(self.path)
+        with self.lock:
+            new = self.path.with_name(self.path.name + ".new")
+            new.write_text(json.dumps(self.found, indent=1))
+            new.replace(self.path)
 
 
 def tests(dry: bool) -> list[str]:
@@ -183,6 +206,8 @@ def tests(dry: bool) -> list[str]:
         "--tb=short",
         "-o",
         "addopts=",
+        "-p",
+        "gpu_stages.telling",
     ]
     if dry:
         return [*command, "tests/test_cuda_device.py"]
@@ -205,6 +230,12 @@ def child(told: dict[str, Any]) -> int:
     stage = Stage(out, told["limit"], told["dry"], told["known"])
     importlib.import_module(f"gpu_stages.{MODULES.get(told['stage'], told['stage'])}").run(stage)
     return 0
+
+
+def search_path() -> str:
+    """Where stages find modules: ours, then where this process was told to look, as in a folder of packages that were brought along."""
+    told = filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))
+    return os.pathsep.join((str(ROOT), str(HERE), *map(os.path.abspath, told)))
 
 
 def here(package: str) -> bool:

@@ -4,6 +4,7 @@ wrong. Its figures mean nothing here."""
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -79,6 +80,28 @@ def test_a_stage_that_goes_wrong_is_noted_and_keeps_its_rows(
     assert own["state"] == state and note in (own.get("error"), own.get("note"))
     assert own["rows"] == [{"what": "copy", "bytes_per_s": 5}] and run.known == {"copy": 5}
     assert any(note in line for line in gpu.table(run.found))
+
+
+def test_stages_look_where_this_process_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Packages that were brought along in a folder are for the stages, and for what they start."""
+    (tmp_path / "brought_along.py").write_text("")
+    monkeypatch.chdir(tmp_path.parent)
+    monkeypatch.setenv("PYTHONPATH", tmp_path.name)
+    run = gpu.Run(tmp_path / "gpu.json", 100.0, False)
+    program = 'import brought_along, gpu_stages, llmcli; print(\'{"what": "found"}\'); print("{")'
+    monkeypatch.setattr(run, "command", lambda name, limit: [sys.executable, "-c", program])
+    run.stage("peaks", 30.0)
+    own = run.found["stages"]["peaks"]
+    assert own["state"] == "done" and own["rows"] == [{"what": "found"}], "half a line is no row"
+
+
+def test_what_fails_is_told_before_the_end(tmp_path: Path) -> None:
+    (tmp_path / "test_wrong.py").write_text(
+        "import os\n\ndef test_one():\n    assert 1 == 2, 'a reason'\n\ndef test_two():\n    os._exit(3)\n"
+    )
+    command = gpu.tests(True)[:-1] + ["-p", "no:xdist", str(tmp_path)]
+    done = subprocess.run(command, env={**os.environ, "PYTHONPATH": gpu.search_path()}, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3 and "AssertionError: a reason" in done.stdout
 
 
 def test_without_a_package_its_stages_are_left_out(
