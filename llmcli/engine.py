@@ -331,13 +331,6 @@ def packer() -> Callable[[str, Floats], Bytes]:
     return pack.Packer()
 
 
-def warmup(progress: Progress | None = None, notify: Callable[[str], None] | None = None) -> None:
-    """Compiles the kernels that common models need, ahead of the first run."""
-    from llmcli.backends.cpu import warmup as cpu
-
-    cpu.warmup(progress, notify)
-
-
 @contextmanager
 def opened(reference: str | None = None, **options: Any) -> Iterator[Engine]:
     """`load`, closed at the end of the block."""

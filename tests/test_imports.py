@@ -43,6 +43,7 @@ OURS: dict[str, set[str]] = {
     "estimate": {"errors", "memory", "plan", "kv"},
     "offload": {"errors", "plan", "kv", "formats", "backends.backend", "backends.cuda.device"},
     "engine": MACHINE | {"estimate", "plan", "kv", "formats", "models", "weights", "text", "backends", "offload"},
+    "warmup": {"errors", "places", "engine", "backends", "models", "weights"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},
     "acquire": MACHINE | {"originals", "engine", "estimate", "plan", "models", "weights", "text"},
     "library": MACHINE
@@ -72,6 +73,7 @@ OURS: dict[str, set[str]] = {
         "engine",
         "acquire",
         "library",
+        "warmup",
         "doctor",
         "benchmark",
         "generate",

@@ -31,6 +31,11 @@ def warmup(progress: Progress | None = None, notify: Notify | None = None) -> No
     objects.load(_keys(), notify, progress)
 
 
+def count() -> int:
+    """How many they are."""
+    return len(set(_keys()))
+
+
 def _keys() -> list[Key]:
     keys: list[Key] = [*threads.KERNELS, *((name, ()) for name in PLAIN + TAPS), ("cache.write", (CACHE,))]
     for height in choice.heights():

@@ -158,6 +158,7 @@ def usable() -> list[Gpu]:
     return able
 
 
+@cache
 def compiler() -> int | None:
     """The CUDA version that numba-cuda is installed for; None without it."""
     import importlib.metadata  # 14 ms, which a run on the CPU does not need

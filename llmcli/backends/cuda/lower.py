@@ -5,7 +5,7 @@ Grids are fixed by those two numbers; kernels look at the step for what is reall
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -125,9 +125,13 @@ class Lowering:
 
     def _upload(self, tensor: PackedTensor) -> Array:
         size = repacked.size(tensor)
-        data: npt.NDArray[np.uint8] = np.empty(size, np.uint8)
-        repacked.repack(tensor, data)
-        return self.memory.upload([data], size, np.uint8).view(np.float32 if tensor.format == "vector" else np.uint8)
+
+        def pieces() -> Iterator[npt.NDArray[np.uint8]]:
+            data: npt.NDArray[np.uint8] = np.empty(size, np.uint8)
+            repacked.repack(tensor, data)
+            yield data
+
+        return self.memory.upload(pieces(), size, np.uint8).view(np.float32 if tensor.format == "vector" else np.uint8)
 
     def _attention_parts(self) -> tuple[Array, Array]:
         """What attention of few tokens keeps between its two launches: vectors and extents."""

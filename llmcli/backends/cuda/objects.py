@@ -6,7 +6,6 @@ As with the CPU's objects, a file's name has a digest of all that makes its code
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import re
 import threading
 import time
@@ -18,15 +17,15 @@ from typing import Any
 from llmcli import places
 from llmcli.backends import build, kept
 from llmcli.backends.backend import Notify
+from llmcli.backends.cuda import device
 
 ENTRY = b"llm_kernel"
 """The name of the only kernel in a cubin."""
 PREFIX, MAKER_BYTES = "cuda-", 8
 """Of a folder's name, which ends with a digest of so many bytes."""
 PROCESSES = 8
-COMPILERS = ("numba", "numba-cuda", "llvmlite", "nvidia-nvvm", "nvidia-nvjitlink", "nvidia-cuda-nvcc-cu12", "nvidia-nvjitlink-cu12")
 SOURCES = ("kernels/*.py", "compile.py", "weights.py", "../../kv.py", "../../ops.py")
-"""What makes code besides them; of the last three, sizes."""
+"""What makes code; of the last three, sizes."""
 SLOW = ("attention_prompt", "top", "attention_decode", "decode", "prompt")
 """Modules whose kernels take longest to compile."""
 
@@ -114,7 +113,12 @@ def identity(key: Key, capability: tuple[int, int]) -> str:
 def path(folder: Path, key: Key, capability: tuple[int, int]) -> Path:
     """The file of a kernel."""
     digest = hashlib.blake2b(identity(key, capability).encode(), digest_size=8).hexdigest()
-    return folder / f"{name(key)}-sm_{capability[0]}{capability[1]}-{digest}.cubin"
+    return folder / f"{name(key)}-{architecture(capability)}-{digest}.cubin"
+
+
+def architecture(capability: tuple[int, int]) -> str:
+    """NVIDIA's name of GPUs of this compute capability, such as sm_90."""
+    return "sm_{}{}".format(*capability)
 
 
 def _effort(key: Key) -> int:
@@ -123,19 +127,9 @@ def _effort(key: Key) -> int:
 
 
 def maker() -> str:
-    """Names the folder of this version's kernels."""
-    return PREFIX + hashlib.blake2b(repr((_compilers(), _sources())).encode(), digest_size=MAKER_BYTES).hexdigest()
-
-
-@cache
-def _compilers() -> tuple[str, ...]:
-    def version(package: str) -> str:
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            return ""
-
-    return tuple(version(package) for package in COMPILERS)
+    """Names the folder of this version's kernels: of their sources, and of the CUDA version (12, 13) that a driver must have for them. A
+    newer compiler for the same CUDA makes no other results, so that code may be compiled on one machine and kept for another."""
+    return PREFIX + hashlib.blake2b(repr((device.compiler(), _sources())).encode(), digest_size=MAKER_BYTES).hexdigest()
 
 
 @cache

@@ -7,7 +7,7 @@ recorded once for each number of rows (by powers of two) and then started with o
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from llmcli.backends.cuda import graph, objects
 from llmcli.backends.cuda.buffers import Buffers, height
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.kernels.step import words
+from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.lower import QUANTIZERS, Lowering, supports
 from llmcli.backends.cuda.memory import Memory
 from llmcli.backends.cuda.store import DeviceStore
@@ -48,6 +49,21 @@ def load(
     return CudaRunner(plan, weights, cache, most_tokens, device, notify)
 
 
+def lowered(plan: Plan, weights: Mapping[str, PackedTensor], cache: KVCache, most_tokens: int, memory: Memory) -> Lowering:
+    """The plan on a GPU: its weights, its layers' part of the cache and room for a step are there."""
+    formats = {name: weights[name].format for name in plan.weights}
+    ops = fuse(plan, lambda name: integers(formats[name]), turns=True, quantizers=QUANTIZERS)
+    layers = tuple(sorted({op.integer("layer") for op in plan.ops if op.kind == "cache_write"}))
+    buffers, store = Buffers(plan, memory, most_tokens), DeviceStore(memory, cache, layers)
+    return Lowering(plan, ops, weights, store, buffers, memory)
+
+
+def every_kernel(lowering: Lowering, most_tokens: int) -> Iterator[Launch]:
+    """Launches with every kernel that a step may need: they differ for few tokens and for more."""
+    for rows in dict.fromkeys(min(height(most_tokens), rows) for rows in (1, 2, 4, 8, 16, height(most_tokens))):
+        yield from lowering.launches(rows, rows)
+
+
 class CudaRunner:
     """See backends.backend.Runner."""
 
@@ -62,19 +78,13 @@ class CudaRunner:
     ) -> None:
         self.plan, self.cache = plan, cache
         self._memory, self._most = Memory(device), most_tokens
-        formats = {name: weights[name].format for name in plan.weights}
-        ops = fuse(plan, lambda name: integers(formats[name]), turns=True, quantizers=QUANTIZERS)
-        layers = tuple(sorted({op.integer("layer") for op in plan.ops if op.kind == "cache_write"}))
         with self._memory.errors():
-            self._buffers = Buffers(plan, self._memory, most_tokens)
-            self.store = DeviceStore(self._memory, cache, layers)
-            self._lowering = Lowering(plan, ops, weights, self.store, self._buffers, self._memory)
+            self._lowering = lowered(plan, weights, cache, most_tokens, self._memory)
             self._memory.uploaded()
+        self._buffers, self.store = self._lowering.buffers, self._lowering.store
         cache.keep_in(self.store)
-        # Kernels differ for few tokens and for more, so that these are all of them.
-        sizes = dict.fromkeys(min(height(most_tokens), rows) for rows in (1, 2, 4, 8, 16))
         before = objects.compile_seconds()
-        self._memory.prepare((launch for rows in sizes for launch in self._lowering.launches(rows, rows)), notify)
+        self._memory.prepare(every_kernel(self._lowering, most_tokens), notify)
         self.compile_seconds = objects.compile_seconds() - before
         self._steps: dict[tuple[int, int], Step] = {}
         self._stopped = threading.Event()
