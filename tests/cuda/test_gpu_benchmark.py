@@ -16,7 +16,10 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT / "benchmarks"))
 import gpu  # noqa: E402
-from gpu_stages import parity  # noqa: E402
+from gpu_stages import ahead, parity  # noqa: E402
+
+from llmcli.backends.cuda import objects  # noqa: E402
+from llmcli.backends.cuda.kernels.platform import SIMULATED  # noqa: E402
 
 
 def test_all_stages_in_the_simulator(tmp_path: Path) -> None:
@@ -93,6 +96,15 @@ def test_stages_look_where_this_process_looks(tmp_path: Path, monkeypatch: pytes
     run.stage("peaks", 30.0)
     own = run.found["stages"]["peaks"]
     assert own["state"] == "done" and own["rows"] == [{"what": "found"}], "half a line is no row"
+
+
+@pytest.mark.skipif(SIMULATED, reason="the simulator compiles nothing")
+def test_kernels_can_be_compiled_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[tuple[int, int], list[objects.Key]] = {}
+    monkeypatch.setattr(objects, "load", lambda keys, capability, notify, progress: asked.update({capability: list(keys)}))
+    ahead.compile_all("sm_90")
+    modules = {reference[0].partition(".")[0] for reference, _ in asked[9, 0]}
+    assert {"decode", "prompt", "floats", "experts", "attention_decode", "attention_prompt", "norm", "rope", "top", "embed"} <= modules
 
 
 def test_what_fails_is_told_before_the_end(tmp_path: Path) -> None:
