@@ -104,7 +104,7 @@ def test_kernels_can_be_compiled_beforehand(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(objects, "load", lambda keys, capability, notify, progress: asked.update({capability: list(keys)}))
     ahead.compile_all("sm_90")
     modules = {reference[0].partition(".")[0] for reference, _ in asked[9, 0]}
-    assert {"decode", "prompt", "floats", "experts", "attention_decode", "attention_prompt", "norm", "rope", "top", "embed"} <= modules
+    assert {"decode", "prompt", "floats", "experts", "attention_decode", "attention_prompt", "norm", "cache", "top", "embed"} <= modules
 
 
 def test_what_fails_is_told_before_the_end(tmp_path: Path) -> None:
