@@ -140,7 +140,7 @@ def load(
         decision = _decided(file, plan, kv, texts, backend, gpu_layers, gpu_split, notify) if decided else None
         if decision is not None and decision.on_gpus:
             kind = GPU_CACHE[kind]
-        require_memory(file, plan_here(plan, decision), kind, texts)
+        require_memory(file, plan_here(plan, decision), kind, texts, handed(plan, decision))
         if chat and (source := read_templates(file).get(DEFAULT)):
             from llmcli.text import template
 
@@ -150,7 +150,7 @@ def load(
         if decision is not None and decision.on_gpus:
             from llmcli.offload import runner as offload
 
-            runner: backends.Runner = offload.load(plan, weights, cache, decision.placement, threads or 0, MOST_TOKENS, notify)
+            runner: backends.Runner = offload.load(plan, weights, cache, decision.placement, threads or 0, notify)
         else:
             backends.check(module, plan, weights)
             runner = module.load(plan, weights, cache, threads or 0, MOST_TOKENS, notify)
@@ -201,12 +201,21 @@ def memory_of(file: Packed, plan: Plan, kind: str) -> dict[str, int]:
     return estimate.Model(plan, _tokenizer_size(file)).needed(file.weights_size, kind)
 
 
-def require_memory(file: Packed, plan: Plan, kind: str, texts: int = 1) -> None:
+def handed(plan: Plan, decision: Decision | None) -> int:
+    """Bytes of memory here for what layers on the CPU and on GPUs hand on to each other."""
+    if decision is None or not decision.on_gpus:
+        return 0
+    from llmcli.offload import place
+
+    return place.handed(plan, decision.placement)
+
+
+def require_memory(file: Packed, plan: Plan, kind: str, texts: int = 1, more: int = 0) -> None:
     """Raises OutOfMemory when there is no room for the contexts of so many texts, and says what would fit: of this file, of the
-    others of its name, and of those that `llm quantize` can make."""
+    others of its name, and of those that `llm quantize` can make. more: bytes that are needed beside all that."""
     name = store.reference_of(file.path)
     wanted = estimate.Variant(f"{name}:{file.quantization}" if name else str(file.path), file.quantization, file.weights_size)
-    estimate.require(estimate.Model(plan, _tokenizer_size(file), texts), wanted, kind, lambda: _smaller(file, plan, name))
+    estimate.require(estimate.Model(plan, _tokenizer_size(file), texts, more), wanted, kind, lambda: _smaller(file, plan, name))
 
 
 def _smaller(file: Packed, plan: Plan, name: str) -> Iterator[estimate.Variant]:
@@ -229,7 +238,7 @@ def costs_of(file: Packed, plan: Plan, kind: str, texts: int = 1) -> Costs:
     from llmcli.offload.place import Costs
 
     stored = {name: file.entries[name].stored for name in plan.weights}
-    return Costs(plan, stored, texts * estimate.blocks(plan), GPU_CACHE[kind], MOST_TOKENS)
+    return Costs(plan, stored, texts * estimate.blocks(plan), GPU_CACHE[kind])
 
 
 def _decided(

@@ -16,7 +16,7 @@ from llmcli.memory import MIB
 from llmcli.plan import Op, Plan
 
 MOST_TOKENS = 256
-"""Tokens of a prompt that are computed at once: enough to be bound by arithmetic, few enough for small buffers."""
+"""Tokens of a prompt that the CPU computes at once: enough to be bound by arithmetic, few enough for its caches. GPUs: offload/steps.py."""
 RUNTIME = 18 << 20
 """Bytes of Python, NumPy, the tokenizers library and a model's kernels, beside their code: measured. Code, some 20 MiB, lies in files, and
 the system takes its pages back when it needs them."""
@@ -40,11 +40,12 @@ class Variant:
 @dataclass(frozen=True)
 class Model:
     """What the memory of a model depends on, beside its quantization. tokenizer: bytes of its file; texts: how many full contexts
-    the cache has room for."""
+    the cache has room for; more: bytes for what parts on several devices hand on."""
 
     plan: Plan
     tokenizer: int
     texts: int = 1
+    more: int = 0
 
     def needed(self, weights: int, kind: str, blocks: int | None = None) -> dict[str, int]:
         """Bytes by use. kind: type of the KV cache; blocks: of one text (None: those of the full context)."""
@@ -55,7 +56,7 @@ class Model:
         return {
             "weights": weights,
             "cache": count * KVCache.bytes_per_block(plan.cache, kind),
-            "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once) + experts,
+            "buffers": 4 * (2 * rows * MOST_TOKENS + 8 * once) + experts + self.more,
             "tokenizer": TOKENIZER * self.tokenizer,
             "program": RUNTIME,
         }

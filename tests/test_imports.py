@@ -41,7 +41,7 @@ OURS: dict[str, set[str]] = {
     "backends.cpu": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse", "backends.kept", "backends.build"},
     "backends.cuda": MACHINE | {"ops", "plan", "formats", "kv", "backends.backend", "backends.fuse", "backends.kept", "backends.build"},
     "estimate": {"errors", "memory", "plan", "kv"},
-    "offload": {"errors", "plan", "kv", "formats", "backends.backend", "backends.cuda.device"},
+    "offload": {"errors", "estimate", "plan", "kv", "formats", "backends.backend", "backends.cuda.device"},
     "engine": MACHINE | {"estimate", "plan", "kv", "formats", "models", "weights", "text", "backends", "offload"},
     "warmup": {"errors", "places", "engine", "backends", "models", "weights"},
     "originals": {"errors", "engine", "plan", "models", "weights", "text"},

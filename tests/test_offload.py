@@ -12,23 +12,27 @@ import numpy.typing as npt
 import pytest
 
 from arch_models import ARCHS, Model, opened
+from llmcli import estimate
 from llmcli.backends import backend
 from llmcli.backends.backend import Batch, Result
 from llmcli.backends.cpu import run as cpu
+from llmcli.backends.cuda import lower
+from llmcli.backends.cuda.buffers import Buffers
+from llmcli.backends.cuda.kernels.attention_decode import units
 from llmcli.errors import InternalError, OutOfMemory
 from llmcli.kv import BLOCK, KVCache
 from llmcli.models import decoder
-from llmcli.offload import place, runner
+from llmcli.offload import place, runner, steps
 from llmcli.offload.place import Costs, Room, Share
 from llmcli.offload.split import layer_starts, split
 from test_archs import VARIANTS, golden
 
 
-def parted(model: Model, *shares: Share, most_tokens: int = 256, notes: list[str] | None = None) -> Model:
+def parted(model: Model, *shares: Share, notes: list[str] | None = None) -> Model:
     """The same weights in parts, with a cache of its own."""
     cache = KVCache(model.cache.layers, model.cache.blocks + 2, model.cache.dtype)
     notify = (notes if notes is not None else []).append
-    return replace(model, cache=cache, runner=runner.load(model.plan, model.weights, cache, shares, 1, most_tokens, notify))
+    return replace(model, cache=cache, runner=runner.load(model.plan, model.weights, cache, shares, 1, notify))
 
 
 def same(one: Result, other: Result) -> None:
@@ -61,7 +65,7 @@ def test_the_cpu_computes_parts() -> None:
     ids = golden("gemma2")[0]
     with opened(ARCHS / "gemma2", len(ids), "int8", "cpu", taps=decoder.TAPS) as model:
         expected = model.runner.run(Batch.of(model.cache.sequence(), ids, "all"))
-        parts = parted(model, Share("cpu", 1), Share("cpu", 2), most_tokens=7)
+        parts = parted(model, Share("cpu", 1, 7), Share("cpu", 2, 5))
         same(parts.runner.run(Batch.of(parts.cache.sequence(), ids, "all")), expected)
         parts.runner.close()
 
@@ -174,6 +178,21 @@ def test_memory_that_ends_while_loading(monkeypatch: pytest.MonkeyPatch) -> None
         parts.runner.close()
 
 
+def test_fewer_tokens_at_once_come_before_fewer_layers(monkeypatch: pytest.MonkeyPatch) -> None:
+    with opened(ARCHS / "gemma2", 48, "int8", "cpu") as model:
+        stub(monkeypatch, [True, True, True])
+        notes: list[str] = []
+        parts = parted(model, Share("cuda:0", 3, 1024), notes=notes)
+        assert parts.runner.placement == (Share("cpu", 1), Share("cuda:0", 2, 256))
+        assert [note.partition("; ")[2] for note in notes] == [
+            "it computes 512 tokens of a prompt at once now",
+            "it computes 256 tokens of a prompt at once now",
+            "2 instead of 3 of 3 layers are on the GPU now",
+        ]
+        np.testing.assert_array_equal(parts.logits(golden("gemma2")[0]), model.logits(golden("gemma2")[0]))
+        parts.runner.close()
+
+
 # Placement
 
 
@@ -181,7 +200,7 @@ def costs(layers: int = 0) -> tuple[Costs, int]:
     """Costs of a model with equal layers of some bytes (embedding and head left out), and those bytes."""
     with opened(ARCHS / "gpt_oss", 16) as model:
         stored = {name: 0 if "layers" not in name else 1 << 24 for name in model.plan.weights}
-        found = Costs(model.plan, stored, 4, "f16", 256)
+        found = Costs(model.plan, stored, 4, "f16")
         return found, found.weights(0, 1) + found.cache[0]
 
 
@@ -193,6 +212,61 @@ def test_as_many_layers_as_fit() -> None:
     assert place.choose(found, [Room(0, own + count * layer - 1)], count) == (Share("cpu", 1), Share("cuda:0", count - 1))
     assert place.choose(found, [Room(0, own + count * layer)], 1) == (Share("cpu", count - 1), Share("cuda:0", 1))
     assert place.choose(found, [Room(0, own + layer - 1)], count) == place.choose(found, [], count) == (Share("cpu", count),)
+
+
+def test_layers_come_before_tokens_at_once() -> None:
+    """A long context's pieces are as large as the memory that layers leave; a short one's are no larger than it needs."""
+    with opened(ARCHS / "gpt_oss", 16) as model:
+        stored, plan = dict.fromkeys(model.plan.weights, 1 << 20), replace(model.plan, context=5000)
+        assert list(Costs(model.plan, stored, 4, "f16").steps) == [256]
+        assert list(Costs(replace(plan, context=600), stored, 4, "f16").steps) == [1024, 512, 256]
+        found = Costs(plan, stored, 4, "f16")
+        assert list(found.steps) == [2048, 1024, 512, 256]
+        for tokens in found.steps:
+            room = found.part(0, found.layers, tokens)
+            assert place.choose(found, [Room(0, room)], 99) == (Share("cuda:0", found.layers, tokens),)
+            less = place.choose(found, [Room(0, room - 1)], 99)[-1]
+            expected = (found.layers, tokens // 2) if tokens > 256 else (found.layers - 1, 2048)
+            assert (less.layers, less.tokens) == expected, "a layer that goes leaves room"
+        chosen = [replace(op, params={**op.params, "chosen": 40}) if op.kind == "experts" else op for op in plan.ops]
+        assert list(Costs(replace(plan, ops=tuple(chosen)), stored, 4, "f16").steps) == [1024, 512, 256], "a launch has 65,535 rows"
+
+
+class Counted:
+    """A GPU's memory, of which only sizes are there."""
+
+    def __init__(self) -> None:
+        self.bytes = 0
+
+    def array(self, count: int, dtype: Any) -> Any:
+        self.bytes += max(1, count) * np.dtype(dtype).itemsize
+
+    def pinned(self, count: int, dtype: Any) -> Any:
+        return np.broadcast_to(np.zeros(1, dtype), (count,))
+
+
+@pytest.mark.parametrize("variant", ["llama", "gpt_oss", "gemma2"])
+@pytest.mark.parametrize("tokens", [256, 2048])
+def test_a_steps_memory_is_what_is_estimated(variant: str, tokens: int) -> None:
+    with opened(ARCHS / variant, 16) as model:
+        plan, memory = replace(model.plan, context=3000), Counted()
+        buffers = Buffers(plan, memory, tokens)  # type: ignore[arg-type]
+        attention = [(op.integer("heads"), op.integer("head_size")) for op in plan.ops if op.kind == "attention"]
+        most = units(plan.context)
+        memory.array(max(lower.FEW * heads * most * size for heads, size in attention), np.float32)
+        memory.array(max(lower.FEW * heads * most * 2 for heads, _ in attention), np.float32)
+        assert buffers.tokens == tokens
+        found, small = steps.step_bytes(plan, tokens), 1 << 18
+        assert memory.bytes - small <= found <= 1.1 * memory.bytes + small
+
+
+def test_what_parts_hand_on_is_counted() -> None:
+    with opened(ARCHS / "llama", 16) as model:
+        plan = model.plan
+        assert place.handed(plan, (Share("cuda:0", 2, 2048),)) == 0
+        assert place.handed(plan, (Share("cpu", 1), Share("cuda:0", 1, 1024))) == 3 * 4 * 1024 * plan.hidden
+        few, many = (sum(estimate.Model(plan, 0, more=more).needed(0, "f16").values()) for more in (0, 77))
+        assert many - few == 77
 
 
 def test_several_gpus() -> None:

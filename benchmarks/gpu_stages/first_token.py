@@ -30,7 +30,8 @@ def main() -> None:
     from llmcli.models import decoder
     from llmcli.models.shapes import SHAPES
     from llmcli.offload import runner
-    from llmcli.offload.place import Share
+    from llmcli.offload.place import HOST, Share
+    from llmcli.offload.steps import pieces
     from llmcli.weights import packed, randoms
 
     if asked.file:
@@ -45,7 +46,8 @@ def main() -> None:
     if asked.shape in TINY:
         quicker_simulator()
     cache = KVCache(plan.cache, -(-plan.context // BLOCK), "f16")
-    model = runner.load(plan, weights, cache, (Share(asked.device, len(plan.cache)),), most_tokens=engine.MOST_TOKENS)
+    tokens = engine.MOST_TOKENS if asked.device == HOST else pieces(plan)[0]
+    model = runner.load(plan, weights, cache, (Share(asked.device, len(plan.cache), tokens),))
     there("loaded_s")
     text = cache.sequence()
     for name in ("first_token_s", "second_token_s", "third_token_s"):

@@ -30,7 +30,7 @@ def run(stage: Stage) -> None:
         steps(stage, TINY, "int4", (3,), ())
         return products(stage)
     steps(stage, stage.shapes("8B"), "int4", DEPTHS, (512, PROMPT))
-    steps(stage, MIXTURE, "int4", (512,), (512,))
+    steps(stage, MIXTURE, "int4", (512,), (512, PROMPT))
     products(stage)
     steps(stage, stage.shapes("8B"), "int8", (512,), (PROMPT,))
     steps(stage, stage.shapes("135M"), "int4", (512,), (PROMPT,))

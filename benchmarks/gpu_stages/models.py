@@ -12,6 +12,7 @@ from gpu_stages.stage import Stage, seconds
 from llmcli.backends.backend import Batch
 from llmcli.cost import Costs, Step
 from llmcli.engine import MOST_TOKENS
+from llmcli.offload.steps import PIECES
 
 SHAPES = ("8B", "1B", "135M", "3B", "32B")
 """The most telling ones first."""
@@ -19,7 +20,6 @@ QUANTIZATIONS = ("int4", "int8")
 DEPTH, PROMPTS, CONTEXT = 512, (512, 2048), 4608
 DEEP = 4096
 """Another depth for tokens one by one."""
-LARGEST_STEP = 2048
 TOKENS = 32
 NEEDED = 8.0
 """Seconds that a model takes about."""
@@ -33,7 +33,7 @@ def run(stage: Stage) -> None:
             if not stage.fits(f"{name} {quantization}", 0.1 if stage.dry else NEEDED):
                 return
             start = time.perf_counter()
-            most = 2 if stage.dry else LARGEST_STEP
+            most = 2 if stage.dry else PIECES[0]
             model = Model(spec, quantization, 512 if stage.dry else CONTEXT, most, stage.dry)
             stage.say("made", shape=name, quantization=quantization, seconds=time.perf_counter() - start, bytes=model.bytes)
             for depth in (3,) if stage.dry else (DEPTH, DEEP):
@@ -69,10 +69,10 @@ def decode(stage: Stage, model, name: str, quantization: str, depth: int) -> Non
 
 
 def prompt(stage: Stage, model, name: str, quantization: str, count: int) -> None:
-    """A prompt in one piece and in the pieces that the engine cuts."""
+    """A prompt in the engine's pieces, in half of them, and in the CPU's."""
     ids = np.random.default_rng(count).integers(0, model.plan.vocab, count).astype(np.int32)
     whole = model.runner._most
-    for piece in sorted({whole, min(whole, MOST_TOKENS)}, reverse=True):
+    for piece in (whole, *(n for n in (whole // 2, MOST_TOKENS) if n < min(whole, count) and not stage.dry)):
         model.runner._most = piece
         took = []
         for _ in range(1 if stage.dry else 5):

@@ -20,6 +20,7 @@ from llmcli.models.shapes import SHAPES
 from llmcli.models.spec import Spec
 from llmcli.offload import runner
 from llmcli.offload.place import HOST, Share
+from llmcli.offload.steps import pieces
 from llmcli.plan import Plan
 from llmcli.weights import packed, randoms
 
@@ -59,7 +60,7 @@ def compare(stage: Stage, name: str, quantization: str, plan: Plan, weights: Map
     for on_gpu in sorted({layers, layers // 2, 1, 0}, reverse=True):
         if not stage.fits(f"{name} {quantization} with {on_gpu} layers on the GPU", 0 if stage.dry else NEEDED[name] / 4):
             return
-        host, gpu = Share(HOST, layers - on_gpu), Share("cuda:0", on_gpu)
+        host, gpu = Share(HOST, layers - on_gpu), Share("cuda:0", on_gpu, pieces(plan)[0])
         found, took = read(plan, weights, tuple(share for share in (host, gpu) if share.layers), ids)
         stage.say(
             "parity", model=name, quantization=quantization, layers=layers, on_gpu=on_gpu, positions=count,
@@ -95,16 +96,15 @@ def _log_sum(row: Floats) -> np.float32:
 def read(plan: Plan, weights: Mapping[str, PackedTensor], placement: tuple[Share, ...], ids: npt.NDArray[np.int32]) -> tuple[Floats, float]:
     """All logits of texts of up to ONE_TEXT tokens, and the seconds that they took, after loading and compiling."""
     cache = KVCache(plan.cache, 2 * -(-ONE_TEXT // BLOCK) + 1, "f16")
-    there = runner.load(plan, weights, cache, placement, most_tokens=engine.MOST_TOKENS)
+    there = runner.load(plan, weights, cache, placement)
     out = np.empty((len(ids), plan.vocab), np.float32)
     try:
         start = 0.0
         for text in range(0, len(ids), ONE_TEXT):
             sequence = cache.sequence()
-            for at in range(text, min(text + ONE_TEXT, len(ids)), engine.MOST_TOKENS):
-                part = ids[at : min(at + engine.MOST_TOKENS, text + ONE_TEXT)]
-                out[at : at + len(part)] = there.run(Batch.of(sequence, part, "all")).logits
-                start = start or time.perf_counter()
+            part = ids[text : text + ONE_TEXT]
+            out[text : text + len(part)] = there.run(Batch.of(sequence, part, "all")).logits
+            start = start or time.perf_counter()
             sequence.close()
         return out, time.perf_counter() - start
     finally:

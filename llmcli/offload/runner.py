@@ -37,11 +37,11 @@ def load(
     cache: KVCache,
     placement: Placement,
     threads: int = 0,
-    most_tokens: int = 256,
     notify: Notify | None = None,
 ) -> PartedRunner:
-    """A Runner of a model that is placed so. Raises UnsupportedModel where a device lacks an operation, DeviceError."""
-    return PartedRunner(plan, weights, cache, placement, threads, most_tokens, notify)
+    """A Runner of a model that is placed so. Each part cuts a step into pieces of its own. Raises UnsupportedModel where a device lacks
+    an operation, DeviceError."""
+    return PartedRunner(plan, weights, cache, placement, threads, notify)
 
 
 class PartedRunner:
@@ -54,11 +54,10 @@ class PartedRunner:
         cache: KVCache,
         placement: Placement,
         threads: int,
-        most_tokens: int,
         notify: Notify | None,
     ) -> None:
         self.plan, self.placement = plan, placement
-        self._weights, self._cache, self._threads, self._most = weights, cache, threads, most_tokens
+        self._weights, self._cache, self._threads = weights, cache, threads
         self._notify: Notify = notify or (lambda line: None)
         self._stopped = threading.Event()
         self._parts: list[Part] = []
@@ -123,27 +122,35 @@ class PartedRunner:
         module: Any = backends.get(name)
         backends.check(module, plan, self._weights)
         options = {"device": int(number)} if number else {}
-        runner = module.load(plan, self._weights, self._cache, self._threads, self._most, self._notify, **options)
+        runner = module.load(plan, self._weights, self._cache, self._threads, share.tokens, self._notify, **options)
         return Part(plan, runner, any(buffer.rows == "outputs" for buffer in plan.buffers))
 
     def _fewer(self, error: OutOfMemory) -> None:
-        """Places fewer layers on GPUs, or raises the error where there are none. No part is loaded then; the KV cache has everything."""
+        """Places less on GPUs, or raises the error where nothing is there. No part is loaded then; the KV cache has everything."""
         for part in self._parts:
             store = getattr(part.runner, "store", None)
             if store is not None:
                 self._cache.take_back(store)
         self._close_parts()
-        before = sum(share.layers for share in self.placement if share.device != HOST)
+        before, layers = _on_gpus(self.placement), len(self.plan.cache)
         if not before:
             raise error
         self.placement = fewer(self.placement)
-        after = sum(share.layers for share in self.placement if share.device != HOST)
-        self._notify(f"{error.what}: {error.why}; {after} instead of {before} of {len(self.plan.cache)} layers are on the GPU now")
+        after, tokens = _on_gpus(self.placement), max(share.tokens for share in self.placement)
+        news = f"{after} instead of {before} of {layers} layers are on the GPU now"
+        if after == before:
+            news = f"it computes {tokens:,} tokens of a prompt at once now"
+        self._notify(f"{error.what}: {error.why}; {news}")
 
     def _close_parts(self) -> None:
         for part in self._parts:
             part.runner.close()
         self._parts = []
+
+
+def _on_gpus(placement: Placement) -> int:
+    """Layers there."""
+    return sum(share.layers for share in placement if share.device != HOST)
 
 
 def _alone(error: OutOfMemory) -> OutOfMemory:

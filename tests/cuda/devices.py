@@ -133,10 +133,10 @@ def lowered(model: Model, tokens: int, together: bool = True) -> Lowering:
 
 
 @contextmanager
-def placed(model: Model, *shares: Share, most_tokens: int = 256) -> Iterator[Model]:
+def placed(model: Model, *shares: Share) -> Iterator[Model]:
     """The same weights with layers on these devices, and a cache of their own."""
     cache = KVCache(model.cache.layers, model.cache.blocks + 1, model.cache.dtype)
-    there = runner.load(model.plan, model.weights, cache, shares, 1, most_tokens)
+    there = runner.load(model.plan, model.weights, cache, shares, 1)
     try:
         yield Model(model.plan, model.weights, cache, there)
     finally:

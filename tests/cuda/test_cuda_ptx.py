@@ -18,7 +18,7 @@ if importlib.util.find_spec("numba_cuda") is None or importlib.util.find_spec("n
 from compiling import assembler, ptx  # noqa: E402
 
 from llmcli.backends.cuda import driver, weights  # noqa: E402
-from llmcli.backends.cuda.kernels import elementwise, embed, experts, linear, prompt, quantize  # noqa: E402
+from llmcli.backends.cuda.kernels import elementwise, embed, experts, groups, linear, prompt, quantize  # noqa: E402
 from llmcli.backends.cuda.launch import Launch  # noqa: E402
 
 
@@ -33,7 +33,10 @@ def launches() -> Iterator[tuple[str, Launch]]:
         for tokens in (1, 8, 64) if integer else (1, 8):
             yield f"linear {format} {tokens}", linear.linear(format, own, tokens, step, 0, u8, x, operand, operand[0], True)
         yield f"embed {format}", embed.embed(format, own, 1, step, 0, u8, operand)
+        if integer:
+            yield f"experts {format} 64", experts.by_group(format, own, 64, 2, 8, 2, step, u8, x, step, operand, operand[0])
         yield f"experts {format}", experts.linear(format, own, 1, 2, 2, step, u8, x, ids, operand, operand[0])
+    yield "groups", groups.group(64, 2, 8, step, ids, step)
     kernel, grid, block = quantize.launch(1, 256)
     yield "quantize", Launch(kernel, grid, block, (step, 0, *operand, 256, u8))
     yield "quantize choices", experts.quantize_rows(1, 2, step, operand, 256, u8)

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends.backend import Batch
-from llmcli.backends.cuda.kernels import linear, quantize, top
+from llmcli.backends.cuda.kernels import groups, linear, quantize, top
 from llmcli.backends.cuda.kernels import step as steps
 from llmcli.backends.cuda.memory import Array, Memory
 from llmcli.formats.format import padded
@@ -27,18 +27,20 @@ def height(rows: int) -> int:
 
 
 class Experts:
-    """Rows for the choices of a step's tokens: inner activations, results, and inputs of either product in int8."""
+    """Rows for the choices of a step's tokens: inner activations, results, and inputs of either product in int8; the choices by expert."""
 
     def __init__(self, plan: Plan, memory: Memory, tokens: int) -> None:
-        rows = inner = outer = 0
+        rows = inner = outer = listed = 0
         for op in plan.ops:
             if op.kind == "experts":
                 size, chosen = op.integer("size"), op.integer("chosen")
                 rows, outer = max(rows, tokens * chosen), max(outer, op.out[0].width)
+                listed = max(listed, groups.words(tokens * chosen, op.integer("count")))
                 inner = max(inner, size * (2 if op.params["gated"] else 1))
         # Operands: (array, start, stride).
         strides = padded(inner, ALIGN), padded(outer, ALIGN)
         self.inner, self.outer = ((memory.array(rows * stride, np.float32), 0, stride) for stride in strides)
+        self.groups = memory.array(listed, np.int32)
         self.codes = memory.array(rows * quantize.row_bytes(max(inner, outer)), np.uint8)
 
 

@@ -19,6 +19,7 @@ from llmcli.backends.cuda.kernels import (
     elementwise,
     embed,
     experts,
+    groups,
     linear,
     norm,
     position,
@@ -288,6 +289,14 @@ def _embed(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     return [embed.embed(at.tensors[name].format, at.place(name), rows, step, HEADER, at.weights[name], at.operand(op.out[0]))]
 
 
+def _experts_group(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
+    """Which choices are whose, for the products that go by it."""
+    count, chosen = op.integer("count"), op.integer("chosen")
+    if not any(experts.grouped(at.tensors[str(name)].format, rows, count) for name in op.weights[:2]):
+        return []
+    return [groups.group(rows, chosen, count, at.buffers.step, at.operand(op.inputs[1]), at.buffers.experts.groups)]
+
+
 def _experts_quantize(at: Lowering, op: Op, op_number: int, rows: int) -> list[Launch]:
     """The input of a token's experts, which all of them share."""
     x = op.inputs[0]
@@ -304,6 +313,9 @@ def _experts_product(at: Lowering, op: Op, op_number: int, rows: int) -> list[La
     x = memory.codes if formats.integers(format) else at.operand(op.inputs[0]) if first else memory.inner
     own_bias = None if bias is None else at.weights[bias]
     per_row, ids, out = chosen if first else 1, at.operand(op.inputs[1]), memory.inner if first else memory.outer
+    count = op.integer("count")
+    if experts.grouped(format, rows, count):
+        return [experts.by_group(format, place, rows, chosen, count, per_row, at.buffers.step, weights, x, memory.groups, out, own_bias)]
     return [experts.linear(format, place, rows, chosen, per_row, at.buffers.step, weights, x, ids, out, own_bias)]
 
 
@@ -335,8 +347,8 @@ LOWER: dict[str, Lower] = {
     "embed": _embed,
     "linear": _linear,
     "top": _top,
-    # Rows are in the order of tokens: there is nothing to group, and nothing to place but the input's int8.
-    "experts_group": lambda at, op, op_number, rows: [],
+    "experts_group": _experts_group,
+    # Rows are in the order of tokens: there is nothing to place but the input's int8.
     "experts_place": _experts_quantize,
     "experts_up": _experts_product,
     "experts_activate": _experts_activate,

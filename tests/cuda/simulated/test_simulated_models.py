@@ -12,7 +12,7 @@ from llmcli.backends import fuse
 from llmcli.backends.backend import Batch
 from llmcli.backends.cuda import run
 from llmcli.errors import NumericalError
-from llmcli.models.spec import Attention, Layer, Mlp, Rope
+from llmcli.models.spec import Attention, Experts, Layer, Mlp, Rope, Spec
 from llmcli.offload.place import Share
 
 CASES = {"grouped": ("int8", "f16"), "capped": ("int4_offset", "f32"), "slopes": ("f16", "f32"), "experts": ("int4", "f16")}
@@ -41,15 +41,23 @@ def test_a_model(name: str) -> None:
         np.testing.assert_array_equal(alone.logits[0], logits[-1], "a token's numbers depend on what is computed with it")
 
 
-def test_a_prompt_is_its_tokens() -> None:
-    """Nine tokens at once take other kernels (the tensor cores' product, attention by tokens) and give the bits of one token alone."""
-    spec = replace(SMALL, layers=SMALL.layers[:1])
-    ids = np.arange(9, dtype=np.int32)
-    with placed(made(spec, "int4", "f16"), Share("cuda:0", 1)) as there:
-        text = there.cache.sequence()
-        last = there.runner.run(Batch.of(text, ids)).logits.copy()
-        text.truncate(8)
-        np.testing.assert_array_equal(there.runner.run(Batch.of(text, ids[8:])).logits, last)
+MIXTURE = replace(SMALL, layers=(Layer(Attention(1, 1, 4, 0.5), experts=Experts(3, 2, 10, bias=True), rope=Rope(4)),))
+
+
+@pytest.mark.parametrize("spec", [replace(SMALL, layers=SMALL.layers[:1]), MIXTURE], ids=["dense", "experts"])
+def test_a_prompt_is_its_tokens(spec: Spec) -> None:
+    """Nine tokens at once take other kernels (the tensor cores' product, attention by tokens, experts by group) and give the bits of one
+    token alone, however a step is cut."""
+    model, ids = made(spec, "int4", "f16"), np.arange(9, dtype=np.int32)
+    logits = []
+    for tokens in (256, 4):
+        with placed(model, Share("cuda:0", 1, tokens)) as there:
+            text = there.cache.sequence()
+            logits.append(there.runner.run(Batch.of(text, ids)).logits.copy())
+            text.truncate(8)
+            logits.append(there.runner.run(Batch.of(text, ids[8:])).logits.copy())
+    for other in logits[1:]:
+        np.testing.assert_array_equal(other, logits[0])
 
 
 def test_kernels_that_take_two_operations_give_the_bits_of_two(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -68,7 +76,7 @@ def test_in_parts(first: str) -> None:
     """Layers here and on the GPU, or one GPU as two; a text in pieces; what taps show of either part; a past that comes back."""
     model = made(SMALL, "int8", "f16", taps=("residual",))
     expected = read(model, IDS % 9)
-    with placed(model, Share(first, 1), Share("cuda:0", 1), most_tokens=1) as there:
+    with placed(model, Share(first, 1, 1), Share("cuda:0", 1, 1)) as there:
         text = there.cache.sequence()
         found = there.runner.run(Batch.of(text, IDS % 9, "all"))
         assert apart(found.logits, expected.logits) < BOUND

@@ -1,22 +1,40 @@
 """Mixtures of experts: each chosen expert's matrices for its token, and their sum.
 
-A choice is one token's one expert: T * chosen of them. `up` and `down` are decode.py's or floats.py's routed kernels, a block for each
-choice and 32 rows, which read the matrices of chosen experts only; experts that several tokens chose are found in the L2 cache.
-Between them `activate`, behind them `combine`, which adds a token's experts in ascending id. A choice's arithmetic is that of a product
-with one token.
+A choice is one token's one expert: T * chosen of them. For few tokens, and for floats, `up` and `down` are decode.py's or floats.py's
+routed kernels, a block for each choice and 32 rows, which read the matrices of chosen experts only; experts that several tokens chose are
+found in the L2 cache. For more tokens they are prompt.py's grouped kernel, a block for up to 64 choices of one expert (groups.py): its
+weights are read once for all of them. Rows stay in the order of choices, so that nothing else differs. Between them `activate`, behind
+them `combine`, which adds a token's experts in ascending id. A choice's arithmetic is that of a product with one token.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels import codes, decode, floats, quantize
+from llmcli.backends.cuda.kernels import codes, decode, floats, groups, prompt, quantize
+from llmcli.backends.cuda.kernels import linear as products
 from llmcli.backends.cuda.kernels.platform import SIMULATED, cuda, fma, kernel, made, product
 from llmcli.backends.cuda.launch import Launch
 from llmcli.backends.cuda.weights import FLOAT_BYTES
 
 BLOCK = 256 if not SIMULATED else 32
 F = np.float32
+
+
+def grouped(format, tokens, count):
+    """Whether a product of choices goes by groups, for up to so many tokens and `count` experts."""
+    return format not in FLOAT_BYTES and not products.height(tokens) and count <= groups.MOST
+
+
+def by_group(format, place, tokens, chosen, count, per_row, step, weights, x, listed, out, bias=None):
+    """As `linear`, where `grouped`. listed: the step's groups, i32."""
+    to, start, stride = out
+    tail = to if bias is None else bias, -1 if bias is None else 0, to, start, stride, 0
+    choices = tokens * chosen
+    kernel, grid, block = prompt.launch(codes.kind(format), place, groups.blocks(choices, count), True)
+    numbers = place.scales, place.offsets, *codes.table(format), place.rows, place.groups, decode.span(place.chunks)
+    args = (step, 0, weights, place.size, *numbers, x, per_row, listed, groups.order_at(choices, count), *tail)
+    return Launch(kernel, grid, block, args)
 
 
 def linear(format, place, tokens, chosen, per_row, step, weights, x, ids, out, bias=None):

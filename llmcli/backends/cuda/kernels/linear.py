@@ -31,8 +31,8 @@ def linear(format, place, tokens, step, which, weights, x, out, bias=None, add=F
     numbers = place.scales, place.offsets, *codes.table(format), place.rows, place.groups, decode.span(place.chunks)
     kind, tall = codes.kind(format), height(tokens)
     if not tall:
-        kernel, grid, block = prompt.launch(kind, place, tokens)
-        return Launch(kernel, grid, block, (step, which, weights, *numbers, x, *tail))
+        kernel, grid, block = prompt.launch(kind, place, -(-tokens // prompt.TOKENS))
+        return Launch(kernel, grid, block, (step, which, weights, 0, *numbers, x, 1, step, 0, *tail))
     kernel = decode.integers(kind, tall)
     grid = -(-place.rows // 32), -(-tokens // tall)
     return Launch(kernel, grid, 32 * decode.segments(place.chunks), (step, which, 1, weights, 0, *numbers, x, 1, step, 0, 0, *tail))
