@@ -35,10 +35,10 @@ def _kernels() -> dict[str, tuple[Any, int, tuple[str, ...]]]:
     operand, place = (floats, n, n), ("u1", n, n, n)
     query = (ints, *operand, *place, d, n, d, floats, n)
     found: dict[str, tuple[Any, int, tuple[str, ...]]] = {}
-    for size, dtype, group in ((128, "f16", 4), (64, "f16", 9), (256, "f32", 8), (128, "int8", 4)):
-        kernel = attention_decode.decode(size, dtype, group)
+    for size, dtype, group in ((128, "f16", 4), (64, "f16", 9), (80, "f16", 1), (256, "f16", 4), (256, "f32", 8), (128, "int8", 4)):
+        kernel = attention_decode.attention_decode(size, dtype, 1, 1, group, 1)[0]
         found[f"decode of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, floats, n)
-        kernel = attention_prompt.prompt(size, dtype, group)
+        kernel = attention_prompt.attention_prompt(size, dtype, 1, 1, group)[0]
         found[f"prompt of {group} heads of {size} in {dtype}"] = kernel, attention.THREADS, (*query, floats, n, *operand)
     merge, kept = (ints, floats, floats, n, *operand, n, n, floats, n), (n, "u1")
     found["merge"] = attention_decode.merge, attention.THREADS, merge
@@ -89,3 +89,5 @@ def test_compiles(name: str, architecture: tuple[int, int], tmp_path: Path) -> N
     assert not re.search(r"mul(\.ftz)?\.f32|ex2", code)  # without .rn a product may be fused with a sum, here and not there
     if name.startswith(("decode", "prompt")):
         assert "ld.shared.v4.f32" in code and "ld.global.nc.v4" in code and "fma.rn.f32" in code
+        halves = name.endswith("f16") and "of 256" not in name
+        assert ("mma.sync.aligned.m16n8k16.row.col.f32.f16" in code) == halves

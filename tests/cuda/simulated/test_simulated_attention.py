@@ -10,6 +10,7 @@ import pytest
 from caches import LAYER, Shape, Texts, empty, on_device
 from steps import F, Operand, Tokens, counts, random
 
+from llmcli.backends.cuda.kernels import halves
 from llmcli.backends.cuda.kernels.attention_decode import attention_merge
 from llmcli.backends.cuda.kernels.cache import VIEW, cache_write
 from llmcli.backends.reference import attention as plain
@@ -38,6 +39,23 @@ def test_attention(shape: Shape) -> None:
     for t in (1, 2):
         alone = texts.attend(owners[t : t + 1], positions[t : t + 1], query[t : t + 1], prompt=False)
         np.testing.assert_array_equal(alone[0].view(np.int32), together[t].view(np.int32))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e6, 1e30])
+def test_queries_of_any_size(scale: float) -> None:
+    """Beyond what an f16 can hold: they are split after a power of two is taken out."""
+    shape = Shape(2, 1, 20, scale=0.4 / scale)
+    texts = Texts.of(shape, (40,)).upload()
+    query = random(2, 40, seed=3) * F(scale)
+    query[1, 20:] = 0
+    found = texts.attend([0, 0], [38, 39], query, prompt=True)
+    np.testing.assert_allclose(found, texts.expected([0, 0], [38, 39], query), rtol=2e-5, atol=2e-6)
+    np.testing.assert_array_equal(texts.attend([0], [39], query[1:], prompt=False)[0], found[1])
+
+
+def test_halves_of_heads_that_are_too_large_for_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(halves, "LARGEST", 7)
+    test_attention(Shape(6, 2, 8, window=70))
 
 
 @pytest.mark.parametrize("shares", [1, 3])

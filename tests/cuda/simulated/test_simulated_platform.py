@@ -22,6 +22,7 @@ from llmcli.backends.cuda.kernels.platform import (
     lane_max,
     lane_sum,
     load16,
+    mma_f16,
     mma_s8,
     permute,
     word_max,
@@ -82,6 +83,38 @@ def test_mma_is_a_matrix_product() -> None:
     out = c.copy().reshape(-1)
     multiply[1, 32](a.view(np.int32).reshape(-1), b.view(np.int32).reshape(-1), out)
     np.testing.assert_array_equal(out.reshape(16, 8), c + a.astype(np.int32) @ b.T.astype(np.int32))
+
+
+@kernel
+def multiply_halves(a, b, c):
+    lane = cuda.threadIdx.x
+    g, q = lane // 4, lane % 4
+    d = mma_f16(
+        a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + 4 + q], a[(g + 8) * 8 + 4 + q], b[g * 8 + q], b[g * 8 + 4 + q],
+        c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1],
+    )  # fmt: skip
+    c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1] = d
+
+
+def test_mma_of_halves_is_a_matrix_product_whose_rows_and_columns_know_nothing_of_each_other() -> None:
+    """The second is what attention's one order of arithmetic rests on: a row and a column have the same bits wherever they stand, and
+    whatever stands beside them."""
+    rng = np.random.default_rng(3)
+    a, b = rng.standard_normal((16, 16)).astype(np.float16), rng.standard_normal((8, 16)).astype(np.float16)
+    c = rng.standard_normal((16, 8)).astype(np.float32) * np.float32(100)
+
+    def found(a: npt.NDArray[np.float16], b: npt.NDArray[np.float16], c: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        out = c.copy().reshape(-1)
+        words = (np.ascontiguousarray(x).view(np.int32).reshape(-1) for x in (a, b))
+        multiply_halves[1, 32](*words, out)
+        return out.reshape(16, 8)
+
+    first = found(a, b, c)
+    np.testing.assert_allclose(first, c + a.astype(np.float64) @ b.T.astype(np.float64), rtol=1e-5, atol=1e-4)
+    rows, columns = rng.permutation(16), rng.permutation(8)
+    np.testing.assert_array_equal(found(a[rows], b[columns], c[rows][:, columns]), first[rows][:, columns])
+    alone = np.where(np.arange(16) == 5, 1, 0).astype(np.float16)[:, None]
+    np.testing.assert_array_equal(found(a * alone, b, c)[5], first[5])
 
 
 wait_but_last = copies_wait_but(1)

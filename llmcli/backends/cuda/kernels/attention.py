@@ -4,7 +4,8 @@ The order of arithmetic, in both: keys in units of 128 by position. In a unit: q
 scale; the scores' maximum; weights e^(score - maximum), added up in 32 lanes (each its keys ascending) and by exchange of lanes;
 values by fma over the keys of each strip of 32 ascending, from 0, and strips ascending. Units are merged in ascending order, as
 `factors` says. A key that a query may not see has weight 0, which changes no bit. So a token's numbers are the same bits alone
-and in a prompt: all of this is either these functions or a chain of fma in a stated order.
+and in a prompt: all of this is either these functions or a chain of fma in a stated order. Over a cache in f16 the products are on the
+tensor cores instead, in the order that halves.py says.
 """
 
 from __future__ import annotations

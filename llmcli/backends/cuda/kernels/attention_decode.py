@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmcli.backends.cuda.kernels import attention_decode_halves, halves
 from llmcli.backends.cuda.kernels.attention import (
     MINUS_INFINITY,
     ONE,
@@ -253,7 +254,11 @@ def attention_decode(head_size, dtype, most, kv_heads, group, most_units):
     """(kernel, grid, block) for up to `most` tokens."""
     tiles = -(-group // heads_together(head_size, group))
     shares = min(most_units, -(-BLOCKS_WANTED // (kv_heads * tiles * most)))
-    return decode(head_size, dtype, group), (shares, kv_heads * tiles, most), THREADS
+    if halves.suits(head_size, dtype):
+        chosen = attention_decode_halves.decode(head_size, group, heads_together(head_size, group))
+    else:
+        chosen = decode(head_size, dtype, group)
+    return chosen, (shares, kv_heads * tiles, most), THREADS
 
 
 def attention_merge(head_size, most, heads, quantize=False):

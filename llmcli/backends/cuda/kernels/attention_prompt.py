@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from llmcli.backends.cuda.kernels import attention_prompt_halves, halves
 from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
@@ -174,4 +175,7 @@ def prompt(head_size, dtype, group):
 
 def attention_prompt(head_size, dtype, most, kv_heads, group):
     """(kernel, grid, block) for up to `most` tokens."""
+    if halves.suits(head_size, dtype):
+        tensor = attention_prompt_halves
+        return tensor.prompt(head_size, group), (-(-most * group // tensor.ROWS), kv_heads), THREADS
     return prompt(head_size, dtype, group), (-(-most * group // (rows_of_warp(head_size) * WARPS)), kv_heads), THREADS

@@ -67,5 +67,5 @@ cuda = None
 bits_float = copies_commit = copies_wait = copy16 = dp4a = float_bits = float_to_half = fma = half_to_float = lane_max = lane_sum = (
     _elsewhere
 )
-load2 = load4 = load8 = load16 = mma_s8 = nearest = permute = product = quotient = _elsewhere
+load2 = load4 = load8 = load16 = mma_f16 = mma_s8 = nearest = permute = product = quotient = _elsewhere
 shared4 = shared8 = shared16 = shared_floats = store4 = word_max = word_sum = _elsewhere

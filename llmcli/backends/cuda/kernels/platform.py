@@ -12,6 +12,7 @@ Kernel modules import all of it from here, `cuda` too (never from numba: the sim
     dp4a(a, b, c)                i32            c + four products of the signed bytes of a and b
     permute(a, b, selector)      i32            byte i of the result is byte (selector >> 4 i) & 7 of b:a; bits 3 must be 0
     mma_s8(a0..a3, b0, b1, c0..c3)  4 i32       a warp's C + A @ B: mma.sync.m16n8k32, signed bytes; fragments as in the PTX manual
+    mma_f16(a0..a3, b0, b1, c0..c3)  4 f32      likewise mma.sync.m16n8k16: A and B are f16, two in each word
     load16(bytes, at), load8(bytes, at)         4 or 2 i32: bytes of a u8 array at a multiple of 16 or 8, which nobody writes meanwhile
     load4(bytes, at), load2(bytes, at)  i32     4 or 2 bytes (without sign) likewise
     store4(bytes, at, word)                     a word to a u8 array, at a multiple of 4
@@ -67,6 +68,7 @@ load4 = _forms.load4
 load8 = _forms.load8
 load16 = _forms.load16
 made = _forms.made
+mma_f16 = _forms.mma_f16
 mma_s8 = _forms.mma_s8
 nearest = _forms.nearest
 permute = _forms.permute

@@ -305,6 +305,18 @@ def mma_s8(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     return types.UniTuple(i32, 4)(*[i32] * 10), emit
 
 
+@intrinsic
+def mma_f16(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+    code = "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {$0,$1,$2,$3}, {$4,$5,$6,$7}, {$8,$9}, {$10,$11,$12,$13};"
+
+    def emit(context, builder, signature, args):
+        result = ir.LiteralStructType([F32] * 4)
+        constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
+        return _several(builder, _assembly(builder, result, args, code, constraints, effects=True), 4)
+
+    return types.UniTuple(f32, 4)(*[i32] * 6, *[f32] * 4), emit
+
+
 # --- Four floats
 
 

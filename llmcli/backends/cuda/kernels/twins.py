@@ -253,6 +253,24 @@ def mma_s8(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     return tuple(_i32(int(c) + s) for c, s in zip((c0, c1, c2, c3), sums, strict=True))
 
 
+def _half_products(lanes):
+    """As _products, with A's columns 2 q, 2 q + 1 (a0, a1) and 8 + 2 q, 9 + 2 q (a2, a3). Products of f16 and their sums are exact in
+    f64, or nearly; the GPU's are sums in f32 in an order of its own."""
+    a, b = np.empty((2, 8, 2, 4, 2)), np.empty((8, 2, 4, 2))  # [half, row, half, quad, number], [column, half, ...]
+    halves = np.array(lanes, np.int32).view(np.float16).reshape(8, 4, 6, 2)
+    for i in range(4):
+        a[i % 2, :, i // 2] = halves[:, :, i]
+    for i in range(2):
+        b[:, i] = halves[:, :, 4 + i]
+    both = (a.reshape(16, 1, 16) * b.reshape(1, 8, 16)).sum(-1).reshape(2, 8, 4, 2)  # [half, row, quad, column]
+    return both.transpose(1, 2, 0, 3).reshape(32, 4).tolist()
+
+
+def mma_f16(a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
+    sums = _together((a0, a1, a2, a3, b0, b1), _half_products)
+    return tuple(np.float32(float(c) + s) for c, s in zip((c0, c1, c2, c3), sums, strict=True))
+
+
 # --- Four floats
 
 
