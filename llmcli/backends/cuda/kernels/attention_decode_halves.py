@@ -31,6 +31,7 @@ def decode(head_size, group, tile):
     key_chunks, key_bytes, head_bytes = layout.key_chunks, layout.key_bytes, layout.head_bytes
     tiles, weigh_steps = -(-group // tile), -(-tile // WARPS)
     columns = -(-head_size // (WIDE * WARPS))  # instructions side by side for a warp's columns
+    ragged = key_chunks % 4 != 0  # lanes of the last span have no columns
     padded, query_room, score_room, lower = span_count * 32, 2 * ROWS * stride, ROWS * SCORES, ROWS * stride
     key_room, column_room = 4 * KEYS, 4 * columns
 
@@ -79,9 +80,9 @@ def decode(head_size, group, tile):
                     load(cache, at + (min(chunk, key_chunks - 1) * BLOCK + i * WIDE) * 16, key_words, i)
                 h0, h1, h2, h3 = shared16(queries, g * stride + chunk * 4)
                 l0, l1, l2, l3 = shared16(queries, lower + g * stride + chunk * 4)
-                if chunk >= key_chunks:
+                if ragged and s == span_count - 1:
                     for i in range(KEYS):
-                        mask(key_words, i, 0)
+                        mask(key_words, i, CHUNK if chunk < key_chunks else 0)
                 for i in range(KEYS):
                     add_span(products, i, h0, h1, h2, h3, NO, NO, NO, NO, l0, l1, l2, l3, NO, NO, NO, NO, key_words)
             for i in range(KEYS):
@@ -106,10 +107,9 @@ def decode(head_size, group, tile):
                 for i in range(columns):
                     column = min((warp * columns + i) * WIDE + g, head_size - 1)
                     load(cache, at + (chunk * head_size + column) * 16, value_words, i)
-                written = position + 1 - (base + chunk * CHUNK)
-                if written < CHUNK:
+                if position + 1 - base < UNIT:  # some are not written
                     for i in range(columns):
-                        mask(value_words, i, written)
+                        mask(value_words, i, position + 1 - (base + chunk * CHUNK))
                 h0, h1, h2, h3, l0, l1, l2, l3 = weights_of(scores, g * SCORES + chunk * CHUNK)
                 for i in range(columns):
                     add_span(totals, i, h0, h1, h2, h3, NO, NO, NO, NO, l0, l1, l2, l3, NO, NO, NO, NO, value_words)

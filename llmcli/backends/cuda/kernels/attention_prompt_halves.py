@@ -33,6 +33,7 @@ def prompt(head_size, group):
     layout, span_count, stride = HeadLayout(head_size, "f16"), spans(head_size), row_words(head_size)
     key_chunks, key_bytes, head_bytes = layout.key_chunks, layout.key_bytes, layout.head_bytes
     columns = -(-head_size // (WIDE * 2))  # instructions side by side for a warp's columns
+    ragged = key_chunks % 4 != 0  # lanes of the last span have no columns
     padded, query_room, score_room, lower = span_count * 32, 2 * ROWS * stride, ROWS * SCORES, ROWS * stride
     key_room, column_room = 4 * KEYS, 4 * columns
 
@@ -98,9 +99,9 @@ def prompt(head_size, group):
                     k0, k1, k2, k3 = shared16(queries, lower_row * stride + chunk * 4)
                     l0, l1, l2, l3 = shared16(queries, lower + upper_row * stride + chunk * 4)
                     m0, m1, m2, m3 = shared16(queries, lower + lower_row * stride + chunk * 4)
-                    if chunk >= key_chunks:
+                    if ragged and s == span_count - 1:
                         for i in range(KEYS):
-                            mask(key_words, i, 0)
+                            mask(key_words, i, CHUNK if chunk < key_chunks else 0)
                     for i in range(KEYS):
                         add_span(products, i, h0, h1, h2, h3, k0, k1, k2, k3, l0, l1, l2, l3, m0, m1, m2, m3, key_words)
                 for i in range(KEYS):
@@ -135,10 +136,9 @@ def prompt(head_size, group):
                     for i in range(columns):
                         column = min((part * columns + i) * WIDE + g, head_size - 1)
                         load(cache, at + (chunk * head_size + column) * 16, value_words, i)
-                    written = high + 1 - (base + chunk * CHUNK)
-                    if written < CHUNK:
+                    if high + 1 - base < UNIT:  # some are not written
                         for i in range(columns):
-                            mask(value_words, i, written)
+                            mask(value_words, i, high + 1 - (base + chunk * CHUNK))
                     h0, h1, h2, h3, l0, l1, l2, l3 = weights_of(scores, upper_row * SCORES + chunk * CHUNK)
                     k0, k1, k2, k3, m0, m1, m2, m3 = weights_of(scores, lower_row * SCORES + chunk * CHUNK)
                     for i in range(columns):

@@ -33,9 +33,10 @@ def device(function):
     return cuda.jit(function, device=True, forceinline=True)
 
 
-def _assembly(builder, result, operands, code, constraints, effects=False):
-    asm = ir.InlineAsm(ir.FunctionType(result, [o.type for o in operands]), code, constraints, side_effect=effects)
-    return builder.call(asm, operands)
+def _assembly(builder, result, operands, code, constraints, effects=False, together=False):
+    """together: all lanes of a warp, so that the compiler may not copy it into branches that some of them take."""
+    asm = ir.InlineAsm(ir.FunctionType(result, [o.type for o in operands]), code, constraints, side_effect=effects or together)
+    return builder.call(asm, operands, attrs=("convergent",) if together else ())
 
 
 def _several(builder, struct, count):
@@ -300,7 +301,7 @@ def mma_s8(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
 
     def emit(context, builder, signature, args):
         result = ir.LiteralStructType([I32] * 4)
-        return _several(builder, _assembly(builder, result, args, code, ",".join(["=r"] * 4 + ["r"] * 10), effects=True), 4)
+        return _several(builder, _assembly(builder, result, args, code, ",".join(["=r"] * 4 + ["r"] * 10), together=True), 4)
 
     return types.UniTuple(i32, 4)(*[i32] * 10), emit
 
@@ -312,7 +313,7 @@ def mma_f16(typing, a0, a1, a2, a3, b0, b1, c0, c1, c2, c3):
     def emit(context, builder, signature, args):
         result = ir.LiteralStructType([F32] * 4)
         constraints = ",".join(["=f"] * 4 + ["r"] * 6 + ["f"] * 4)
-        return _several(builder, _assembly(builder, result, args, code, constraints, effects=True), 4)
+        return _several(builder, _assembly(builder, result, args, code, constraints, together=True), 4)
 
     return types.UniTuple(f32, 4)(*[i32] * 6, *[f32] * 4), emit
 
