@@ -264,7 +264,7 @@ def test_what_parts_hand_on_is_counted() -> None:
     with opened(ARCHS / "llama", 16) as model:
         plan = model.plan
         assert place.handed(plan, (Share("cuda:0", 2, 2048),)) == 0
-        assert place.handed(plan, (Share("cpu", 1), Share("cuda:0", 1, 1024))) == 3 * 4 * 1024 * plan.hidden
+        assert place.handed(plan, (Share("cpu", 1), Share("cuda:0", 1, 1024))) == 8 * (1024 + 16) * plan.hidden
         few, many = (sum(estimate.Model(plan, 0, more=more).needed(0, "f16").values()) for more in (0, 77))
         assert many - few == 77
 

@@ -42,8 +42,9 @@ def step_bytes(plan: Plan, tokens: int) -> int:
 
 
 def between(plan: Plan, tokens: int) -> int:
-    """Bytes of this machine's memory for what a part hands on in such a step: page-locked at both ends, and a copy."""
-    return 3 * 4 * tokens * plan.hidden
+    """Bytes of this machine's memory for what a part hands on: page-locked at both ends for so many tokens, which a GPU computes at once,
+    and twice for a whole text, in pieces and joined."""
+    return 2 * 4 * plan.hidden * (tokens + plan.context)
 
 
 def codes(columns: int) -> int:
