@@ -58,14 +58,16 @@ def prompt(head_size, group):
         if first_row >= all_rows:
             return
         positions, owners = HEADER + POSITIONS * step[MOST], HEADER + OWNERS * step[MOST]
+        real = min(ROWS, all_rows - first_row)  # rows behind them are whatever they are: no other row knows of them
         for r in range(OWN):
-            mine = warp * OWN + r
-            row = first_row + mine
-            at = query_start + row // group * query_stride + (kv_head * group + row % group) * head_size
-            there = head_size if row < all_rows else 0
-            power = store_query(queries, mine * stride, lower + mine * stride, query, at, there, padded)
-            if lane == 0:
-                powers[mine] = power
+            if r * WARPS < real:
+                mine = r * WARPS + warp
+                row = first_row + mine
+                at = query_start + row // group * query_stride + (kv_head * group + row % group) * head_size
+                there = head_size if row < all_rows else 0
+                power = store_query(queries, mine * stride, lower + mine * stride, query, at, there, padded)
+                if lane == 0:
+                    powers[mine] = power
         if thread < ROWS:
             sunk = has_sinks and first_row + thread < all_rows
             maxima[thread] = sinks[kv_head * group + (first_row + thread) % group] if sunk else MINUS_INFINITY
@@ -111,21 +113,22 @@ def prompt(head_size, group):
                         scores[to] = product(products[4 * i + e], powers[row])
                 cuda.syncthreads()
                 for r in range(OWN):
-                    mine = warp * OWN + r
-                    row = first_row + mine
-                    first, position, slope = 1, 0, ZERO  # sees nothing
-                    if token * group <= row < after * group and row < all_rows:
-                        position = step[positions + row // group]
-                        first = first_seen(position, window)
-                        if has_slopes:
-                            slope = slopes[kv_head * group + row % group]
-                    most, sum_ = weigh(scores, mine * SCORES, base, first, position, F(scale), F(cap), slope)
-                    if lane == 0:
-                        gained[mine] = NOTHING
-                        if sum_ != ZERO:
-                            keep, gain, most = factors(maxima[mine], most)
-                            kept[mine], gained[mine], maxima[mine] = keep, gain, most
-                            sums[mine] = fma(sum_, gain, product(sums[mine], keep))
+                    if r * WARPS < real:
+                        mine = r * WARPS + warp
+                        row = first_row + mine
+                        first, position, slope = 1, 0, ZERO  # sees nothing
+                        if token * group <= row < after * group and row < all_rows:
+                            position = step[positions + row // group]
+                            first = first_seen(position, window)
+                            if has_slopes:
+                                slope = slopes[kv_head * group + row % group]
+                        most, sum_ = weigh(scores, mine * SCORES, base, first, position, F(scale), F(cap), slope)
+                        if lane == 0:
+                            gained[mine] = NOTHING
+                            if sum_ != ZERO:
+                                keep, gain, most = factors(maxima[mine], most)
+                                kept[mine], gained[mine], maxima[mine] = keep, gain, most
+                                sums[mine] = fma(sum_, gain, product(sums[mine], keep))
                 cuda.syncthreads()
                 # 16 rows by half of the columns
                 for i in range(column_room):
