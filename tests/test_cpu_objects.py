@@ -12,10 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from llmcli.backends import fuse
 from llmcli.backends.cpu import build, choice, objects, warmup
 from llmcli.errors import InternalError
-from llmcli.formats.format import integers
 from llmcli.models import decoder
 from llmcli.models.spec import Attention, Layer, Mlp, Norm, Rope, Spec
 
@@ -175,8 +173,7 @@ def test_warmup_has_what_a_llama_needs() -> None:
         for format in ("int8", "int4"):
             stored = {"vector": "vector", "embedding": "int8", "head": "int8", "matrix": format}
             of = {name: stored[weight.kind] for name, weight in plan.weights.items()}
-            ops = fuse.fuse(plan, lambda name, of=of: integers(of[name]))  # type: ignore[misc]
-            assert set(choice.kernels(ops, of, "int16")) <= known
+            assert set(choice.kernels(choice.operations(plan, of), of, "int16")) <= known
     for name, _ in known:
         module, short = name.split(".")
         assert short in importlib.import_module(f"llmcli.backends.cpu.kernels.{module}").KERNELS

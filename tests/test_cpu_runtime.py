@@ -254,6 +254,25 @@ def test_neighbours_become_one() -> None:
     assert added == [f"layers.{i}.{name}" for i in (0, 1) for name in ("attention_out", "down")]
 
 
+def test_keys_are_turned_where_they_are_written() -> None:
+    """Unless there is something in between, such as a copy of the queries, or a backend does not have it."""
+    plan = small_plan()
+    ops = [(number, op) for number, op in fuse.fuse(plan, lambda name: True, turns=True) if op.kind in ("rope", "cache_write")]
+    for number, op in ops:
+        rope, write = plan.ops[number - 1 : number + 1]
+        assert (rope.kind, write.kind) == ("rope", "cache_write") and op.label == write.label
+        assert op.out == rope.out and op.inputs == write.inputs and op.params == {**rope.params, **write.params}
+    assert len(ops) == 2
+    attention = Attention(heads=4, kv_heads=2, head_size=20, scale=20**-0.5)
+    layers = (Layer(attention, Mlp(90), rope=Rope(20)), Layer(attention, Mlp(90)))
+    spec = Spec(vocab=VOCAB, hidden=72, context=64, norm=Norm(), layers=layers)
+    for taps, count in ((), 1), (("attention",), 0):
+        fused = fuse.fuse(decoder.plan(spec, 64, taps), lambda name: True, turns=True)
+        writes = [op for _, op in fused if op.kind == "cache_write"]
+        assert len(writes) == 2 and sum("frequencies" in op.params for op in writes) == count
+        assert sum(op.kind == "rope" for _, op in fused) == 1 - count
+
+
 def test_what_is_needed_again_is_kept() -> None:
     plan = small_plan()
     branch = next(op.out[0] for op in plan.ops if op.label == "layers.1.down")

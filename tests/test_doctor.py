@@ -109,7 +109,7 @@ def test_folders_that_others_can_change(home: Path, monkeypatch: pytest.MonkeyPa
     assert [row.fix for row in rows("folder") if row.state == "note"] == [f"chmod go-w {places.models()}", f"chmod go-w {places.kernels()}"]
     assert "others could write" in one("kernels", "note").text
     places.kernels().chmod(0o700)
-    assert "0 of the 19" in one("kernels", "note").text and one("kernels", "note").fix == "llm warmup"
+    assert "0 of the 18" in one("kernels", "note").text and one("kernels", "note").fix == "llm warmup"
 
 
 def test_a_home_that_is_a_file(home: Path) -> None:

@@ -48,7 +48,7 @@ OURS: dict[str, set[str]] = {
     "acquire": MACHINE | {"originals", "engine", "estimate", "plan", "models", "weights", "text"},
     "library": MACHINE
     | {"originals", "engine", "estimate", "plan", "models", "weights", "offload", "backends.cpu.objects", "backends.cuda.objects"},
-    "doctor": MACHINE | {"engine", "estimate", "weights", "backends.cpu", "backends.cuda.device", "backends.fuse"},
+    "doctor": MACHINE | {"engine", "estimate", "weights", "backends.cpu", "backends.cuda.device"},
     "past": {"errors", "interrupt", "engine", "kv", "sampling", "backends.backend"},
     "generate": {"errors", "engine", "past", "sampling", "text"},
     "scoring": {"errors", "engine", "past", "backends.backend"},

@@ -21,7 +21,6 @@ class Default:
 def default() -> Default:
     """Raises what finding and opening the model raises."""
     from llmcli import engine, estimate
-    from llmcli.backends import fuse
     from llmcli.backends.cpu import choice
     from llmcli.weights import packed, store
 
@@ -30,6 +29,6 @@ def default() -> Default:
         cache = estimate.cache_type(file.quantization)
         formats = {name: file.entries[name].format for name in plan.weights}
         unsupported = any(choice.supports(op.kind, "") for op in plan.ops)
-        ops = [] if unsupported else fuse.fuse(plan, lambda name: choice.integers(formats[name]))
+        ops = [] if unsupported else choice.operations(plan, formats)
         kernels = choice.kernels(ops, formats, cache) if ops else []
         return Default(f"{file.name}:{file.quantization}", sum(engine.memory_of(file, plan, cache).values()), kernels)

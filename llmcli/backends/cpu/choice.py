@@ -7,10 +7,10 @@ from collections.abc import Mapping
 
 from llmcli.backends.cpu import target, threads
 from llmcli.backends.cpu.objects import Key
-from llmcli.backends.fuse import Numbered
+from llmcli.backends.fuse import Numbered, fuse
 from llmcli.formats import format as formats
-from llmcli.formats.format import integers as integers
-from llmcli.plan import Op
+from llmcli.formats.format import integers
+from llmcli.plan import Op, Plan
 
 PLAIN = {
     "position_add": "position.add",
@@ -75,6 +75,11 @@ def chunk_tiles(tiles: int, matrix_bytes: int, height: int, threads: int) -> int
     return max(least, tiles // (CHUNKS * threads), 1)
 
 
+def operations(plan: Plan, formats: Mapping[str, str]) -> list[Numbered]:
+    """What this backend computes for a plan. formats: of each weight."""
+    return fuse(plan, lambda name: integers(formats[name]), turns=True)
+
+
 def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
     """The kernel of an operation from `fuse`, for rows in tiles of `height`. formats: of each weight; cache: its dtype."""
     name = op.weights[0] if op.weights else None
@@ -91,9 +96,9 @@ def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
         case "activation":
             return f"elementwise.{kind}" + ("_multiply" if len(op.inputs) == 2 else ""), ()
         case "rope":
-            return "rope.interleaved" if op.params["interleaved"] else "rope.half", ()
+            return f"rope.{pairs(op)}", ()
         case "cache_write":
-            return "cache.write", (cache,)
+            return ("cache.rope_write", (cache, pairs(op))) if "frequencies" in op.params else ("cache.write", (cache,))
         case "attention":
             return attention(op, height, cache)
         case "route":
@@ -101,6 +106,11 @@ def kernel(op: Op, height: int, formats: Mapping[str, str], cache: str) -> Key:
     if op.kind.startswith("experts_"):
         return experts(op, height, formats)
     return PLAIN[op.kind], ()
+
+
+def pairs(op: Op) -> str:
+    """Which columns a rope turns together (kernels/rope.py)."""
+    return "interleaved" if op.params["interleaved"] else "half"
 
 
 def attention(op: Op, height: int, cache: str) -> Key:

@@ -206,8 +206,12 @@ def _cache(at: Lowering, layer: int) -> dict[str, int]:
 
 
 def _cache_write(at: Lowering, op: Op, number: int, height: int) -> Lowered:
-    fields = {**at.place("key", op.inputs[0]), **at.place("value", op.inputs[1]), **_cache(at, op.integer("layer"))}
-    return records.CACHE_WRITE, {**fields, "op": number}, 1, 1
+    fields = {**at.place("key", op.inputs[0]), **at.place("value", op.inputs[1]), **_cache(at, op.integer("layer")), "op": number}
+    if "frequencies" not in op.params:
+        return records.CACHE_WRITE, fields, 1, 1
+    _, turned, divisor, columns = _rope(at, op, number, height)
+    written = {f"write_{name}": value for name, value in fields.items()}
+    return records.ROPE_WRITE, {**turned, **written, "write_header": at.header}, divisor, columns
 
 
 def _attention(at: Lowering, op: Op, number: int, height: int) -> Lowered:

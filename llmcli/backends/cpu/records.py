@@ -55,6 +55,8 @@ CACHE_WRITE = _record(
     "CACHE_WRITE", "header key key_stride value value_stride cache block_bytes head_bytes key_bytes kv_heads head_size op"
 )
 """cache: address of block 0's part of this layer."""
+ROPE_WRITE = _record("ROPE_WRITE", " ".join((*ROPE._fields, *(f"write_{name}" for name in CACHE_WRITE._fields))))
+"""ROPE and, from write_header on, the CACHE_WRITE of what it has turned."""
 ATTENTION = _record(
     "ATTENTION",
     "header query query_stride out out_stride cache block_bytes head_bytes key_bytes heads kv_heads head_size scale window "

@@ -16,9 +16,8 @@ from llmcli.backends.cpu.choice import supports
 from llmcli.backends.cpu.lower import Lowering, Table
 from llmcli.backends.cpu.objects import Key
 from llmcli.backends.cpu.records import CHECKSUM, CLOCK, ROW, ROWS_ONE, pack
-from llmcli.backends.fuse import fuse
 from llmcli.errors import NumericalError, Stopped
-from llmcli.formats.format import PackedTensor, integers
+from llmcli.formats.format import PackedTensor
 from llmcli.kv import KVCache
 from llmcli.plan import Op, Plan
 
@@ -51,7 +50,7 @@ class CpuRunner:
     ) -> None:
         self.plan, self.cache = plan, cache
         formats = {name: weights[name].format for name in plan.weights}
-        ops = fuse(plan, lambda name: integers(formats[name]))
+        ops = choice.operations(plan, formats)
         before = objects.compile_seconds()
         addresses = objects.load([*choice.kernels(ops, formats, cache.dtype), CHECKSUM_KERNEL], notify)
         self.compile_seconds = objects.compile_seconds() - before

@@ -14,7 +14,6 @@ CACHE = "int16"
 PLAIN = (
     "embed.int8",
     "norm.rms",
-    "rope.half",
     "elementwise.silu_multiply",
     "select.rows",
     "top.rows",
@@ -22,8 +21,8 @@ PLAIN = (
     "pack.int4",
     "pack.int8",
 )
-TAPS = ("elementwise.scale",)
-"""What copies for those who look inside."""
+TAPS = ("elementwise.scale", "rope.half")
+"""What copies for those who look inside, and what it keeps apart."""
 
 
 def warmup(progress: Progress | None = None, notify: Notify | None = None) -> None:
@@ -37,7 +36,12 @@ def count() -> int:
 
 
 def _keys() -> list[Key]:
-    keys: list[Key] = [*threads.KERNELS, *((name, ()) for name in PLAIN + TAPS), ("cache.write", (CACHE,))]
+    keys: list[Key] = [
+        *threads.KERNELS,
+        *((name, ()) for name in PLAIN + TAPS),
+        ("cache.write", (CACHE,)),
+        ("cache.rope_write", (CACHE, "half")),
+    ]
     for height in choice.heights():
         keys += [("quantize.rows", (height,)), *((f"linear.{name}", (height,)) for name in PRODUCTS)]
     for head_size, group in SHAPES:

@@ -17,22 +17,18 @@ LEAST = F(2.0**-80)
 
 
 @njit(forceinline=True)
-def length(x, n):
-    """The root of the sum of the squares of n floats."""
-    lanes = splat(F(0))
+def sizes(x, n):
+    """Of n floats: the root of the sum of their squares, and the largest of them without its sign."""
+    squares, most = splat(F(0)), splat(F(0))
     for at in range(0, n, 16):
         v = load_first(x + at * 4, n - at)
-        lanes = fma(v, v, lanes)
-    return F(math.sqrt(total(lanes)))
+        squares, most = fma(v, v, squares), larger(absolute(v), most)
+    return F(math.sqrt(total(squares))), largest(most)
 
 
 @njit(forceinline=True)
-def largest_magnitude(x, n):
-    """The largest of n floats without their signs."""
-    most = splat(F(0))
-    for at in range(0, n, 16):
-        most = larger(absolute(load_first(x + at * 4, n - at)), most)
-    return largest(most)
+def length(x, n):
+    return sizes(x, n)[0]
 
 
 @njit(forceinline=True)
