@@ -18,6 +18,8 @@ MATTER = ("avx2", "fma", "f16c", "avxvnni", "avx512f", "avx512bw", "avx512vnni",
 DOT = {
     "avx512vnni": "by AVX-512 VNNI",
     "avxvnni": "by AVX-VNNI",
+    "usdot": "by usdot",
+    "sdot": "by sdot",
     "generic": "without an instruction of their own",
 }
 NVIDIA = Path("/proc/driver/nvidia")

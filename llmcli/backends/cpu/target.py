@@ -16,7 +16,14 @@ from llmcli.backends.cpu import host
 _V2 = frozenset("ssse3 sse4.1 sse4.2 popcnt".split())
 _V3 = _V2 | frozenset("avx avx2 bmi bmi2 f16c fma lzcnt movbe".split())
 _V4 = _V3 | frozenset("avx512f avx512bw avx512cd avx512dq avx512vl".split())
+_DOT = frozenset({"neon", "dotprod"})
+_I8MM = _DOT | {"i8mm"}
 _IMPLIED = {"nehalem": _V2, "x86-64-v2": _V2, "haswell": _V3, "x86-64-v3": _V3, "skylake-avx512": _V4, "x86-64-v4": _V4}
+_IMPLIED |= {"cortex-a76": _DOT, "neoverse-n1": _DOT, "apple-m1": _DOT}
+_IMPLIED |= {"neoverse-v1": _I8MM, "neoverse-n2": _I8MM, "neoverse-v2": _I8MM, "apple-m2": _I8MM}
+
+
+_DOT4 = {"avxvnni": "avxvnni", "i8mm": "usdot", "dotprod": "sdot"}
 
 
 @functools.cache
@@ -72,10 +79,11 @@ def has_rint() -> bool:
 
 
 def dot4_kind() -> str:
-    """Which instructions add four u8 x s8 products to an i32: 'avx512vnni', 'avxvnni' or 'generic'."""
+    """Which instructions add four u8 x s8 products to an i32: 'avx512vnni', 'avxvnni'; on Arm 'usdot' or, of s8 x s8, 'sdot'; or
+    'generic'."""
     if {"avx512vnni", "avx512bw"} <= features():
         return "avx512vnni"
-    return "avxvnni" if "avxvnni" in features() else "generic"
+    return next((kind for feature, kind in _DOT4.items() if feature in features()), "generic")
 
 
 def registers() -> int:

@@ -3,7 +3,8 @@
 `dot2` adds two s16 x s16 products, for attention.
 
 Every way gives the same integers, so results do not depend on the CPU's instructions here. vpdpbusd is used in its
-wrapping form, and vpmaddwd on bytes widened to 16 bits: neither can saturate.
+wrapping form, and vpmaddwd and smull on bytes widened to 16 bits: none can saturate. Arm's sdot takes signed bytes only, which
+weights are when 128 is taken off; tiles then leave out what makes up for weights that are 128 too large.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from llmcli.backends.cpu.kernels.instructions import (
     f32x16,
     i8x16,
     i8x64,
+    i16x16,
     i32x16,
     instruction,
     intp,
@@ -35,7 +37,7 @@ from llmcli.backends.cpu.kernels.instructions import (
 )
 from llmcli.backends.cpu.kernels.vectors import fma, load_first, store_first
 
-I16x32 = ir.VectorType(I16, 32)
+I16x32, I32x4 = ir.VectorType(I16, 32), ir.VectorType(I32, 4)
 
 
 def in_parts(b, intrinsic, part_type, *values):
@@ -101,17 +103,29 @@ def dot4(b, acc, unsigned, signed):
         return call(b, "llvm.x86.avx512.vpdpbusd.512", i32x16.llvm, acc, weights, signed)
     if kind == "avxvnni":
         return in_parts(b, "llvm.x86.avx512.vpdpbusd.256", ir.VectorType(I32, 8), acc, weights, signed)
-    if target.is_x86():
-        return _dot4_by_pairs(b, acc, weights, signed)
-    for n in range(4):
-        w = b.and_(b.lshr(weights, constant(i32x16.llvm, 8 * n)), constant(i32x16.llvm, 255))
-        x = b.ashr(b.shl(signed, constant(i32x16.llvm, 24 - 8 * n)), constant(i32x16.llvm, 24))
-        acc = b.add(acc, b.mul(w, x))
-    return acc
+    if kind == "usdot":
+        return in_parts(b, "llvm.aarch64.neon.usdot.v4i32.v16i8", I32x4, acc, unsigned, b.bitcast(signed, i8x64.llvm))
+    if kind == "sdot":
+        too_little = _sdot(b, ir.Constant(i32x16.llvm, None), constant(i8x64.llvm, -128), signed)
+        return b.sub(_sdot(b, acc, _less_128(b, unsigned), signed), too_little)
+    # bytes 0 and 2 of each four, then bytes 1 and 3, as pairs of 16-bit numbers: no shuffle is needed
+    w, x, eight = b.bitcast(weights, I16x32), b.bitcast(signed, I16x32), constant(I16x32, 8)
+    even = dot2(b, ir.Constant(i32x16.llvm, None), b.and_(w, constant(I16x32, 255)), b.ashr(b.shl(x, eight), eight))
+    return b.add(acc, dot2(b, even, b.lshr(w, eight), b.ashr(x, eight)))
+
+
+def _sdot(b, acc, x, y):
+    """acc[i] + the sum of x[4i + n] * y[4i + n] over n < 4, all signed. x: <64 x i8>; acc, y: <16 x i32>."""
+    return in_parts(b, "llvm.aarch64.neon.sdot.v4i32.v16i8", I32x4, acc, x, b.bitcast(y, i8x64.llvm))
+
+
+def _less_128(b, unsigned):
+    return b.xor(unsigned, constant(i8x64.llvm, 0x80))
 
 
 def dot2(b, acc, x, y):
-    """acc[i] + the sum of x[2i + n] * y[2i + n] over n < 2. acc: <16 x i32>; x, y: the same, two s16 in each."""
+    """acc[i] + the sum of x[2i + n] * y[2i + n] over n < 2. acc: <16 x i32>; x, y: as many bits, pairs of s16."""
+    x, y = b.bitcast(x, i32x16.llvm), b.bitcast(y, i32x16.llvm)
     kind = target.dot4_kind()
     if kind == "avx512vnni":
         return call(b, "llvm.x86.avx512.vpdpwssd.512", i32x16.llvm, acc, x, y)
@@ -120,17 +134,13 @@ def dot2(b, acc, x, y):
     if target.is_x86():
         return b.add(acc, _add_pairs(b, b.bitcast(x, I16x32), b.bitcast(y, I16x32)))
     sixteen = constant(i32x16.llvm, 16)
+    if target.architecture() == "aarch64":
+        for first, second in (x, y), (b.ashr(x, sixteen), b.ashr(y, sixteen)):
+            halves = (b.trunc(v, i16x16.llvm) for v in (first, second))
+            acc = b.add(acc, in_parts(b, "llvm.aarch64.neon.smull.v4i32", I32x4, *halves))
+        return acc
     low = b.mul(b.ashr(b.shl(x, sixteen), sixteen), b.ashr(b.shl(y, sixteen), sixteen))
     return b.add(b.add(acc, low), b.mul(b.ashr(x, sixteen), b.ashr(y, sixteen)))
-
-
-def _dot4_by_pairs(b, acc, weights, signed):
-    """Bytes 0 and 2 of each four, then bytes 1 and 3, as pairs of 16-bit numbers: no shuffle is needed."""
-    w, x = b.bitcast(weights, I16x32), b.bitcast(signed, I16x32)
-    eight = constant(I16x32, 8)
-    even = _add_pairs(b, b.and_(w, constant(I16x32, 255)), b.ashr(b.shl(x, eight), eight))
-    odd = _add_pairs(b, b.lshr(w, eight), b.ashr(x, eight))
-    return b.add(acc, b.add(even, odd))
 
 
 def _add_pairs(b, w, x):
@@ -182,14 +192,20 @@ def rows_of(b, tile):
 
 @instruction(*(INTEGERS[r](FLOATS[r], intp) for r in HEIGHTS))
 def load_sums(b, like, address):
-    """The tile with the i32 at address [m] in row m, as high as `like`."""
+    """What the products of a group begin with, a tile as high as `like`: the i32 at address [m] in row m, -128 times the sum of the
+    activations' codes; zeros where `dot` takes 128 off the weights."""
+    if target.dot4_kind() == "sdot":
+        return each(b, like, lambda m: ir.Constant(i32x16.llvm, None))
     return each(b, like, lambda m: broadcast(b, load(b, address, I32, 4 * m)))
 
 
 @instruction(*(INTEGERS[r](INTEGERS[r], i8x64, intp) for r in HEIGHTS))
 def dot(b, acc, weights, codes):
     """acc[m] += weights (u8, fours of 16 rows) * the four s8 at codes [m][4]."""
-    return each(b, acc, lambda m: dot4(b, b.extract_value(acc, m), weights, broadcast(b, load(b, codes, I32, 4 * m))))
+    multiply = dot4
+    if target.dot4_kind() == "sdot":
+        multiply, weights = _sdot, _less_128(b, weights)
+    return each(b, acc, lambda m: multiply(b, b.extract_value(acc, m), weights, broadcast(b, load(b, codes, I32, 4 * m))))
 
 
 @instruction(*(FLOATS[r](FLOATS[r], INTEGERS[r], f32x16, intp) for r in HEIGHTS))

@@ -1,0 +1,31 @@
+"""CPU kernels compiled for Arm, whatever this CPU is: `run_as("neoverse-n1", "", arm.__file__, "linear.int4 8")` prints their assembly
+as JSON. They are not run. Only in a process of its own: Numba has one target."""
+
+from __future__ import annotations
+
+import json
+import sys
+
+import llvmlite.binding as llvm
+import numba
+
+from kernel_calls import SIGNATURE, factory
+from llmcli.backends.cpu import target
+
+
+def assembly(name: str, *params: str) -> str:
+    function = factory(name)(*(int(p) if p.isdigit() else p for p in params))
+    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+    return str(next(iter(numba.njit(SIGNATURE, **options)(function).overloads.values())).library.get_asm_str())
+
+
+def main(kernels: list[str]) -> None:
+    llvm.initialize_all_targets()
+    llvm.initialize_all_asmprinters()
+    llvm.get_process_triple = lambda: "aarch64-unknown-linux-gnu"
+    target.architecture = lambda: "aarch64"  # type: ignore[assignment]
+    json.dump({kernel: assembly(*kernel.split()) for kernel in kernels}, sys.stdout)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
