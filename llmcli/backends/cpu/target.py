@@ -68,6 +68,11 @@ def has_fma() -> bool:
     return not is_x86() or "fma" in features()
 
 
+def has_masks() -> bool:
+    """Loading and storing some lanes of a vector is as quick as all of them."""
+    return "avx512f" in features()
+
+
 def has_f16() -> bool:
     """Conversions between f16 and f32 are instructions (without them LLVM would call a run-time library)."""
     return architecture() == "aarch64" or "f16c" in features()

@@ -157,6 +157,20 @@ def load_bf16(b, address):
 @instruction(f32x16(intp, intp))
 def load_first(b, address, n):
     """The first n floats (n < 0: none; n > 16: all) and zeros after them; memory beyond is not touched."""
+    if target.has_masks():
+        return _load_first(b, address, n)
+    with b.if_else(_whole(b, n), likely=True) as (then, otherwise):
+        with then:
+            whole, after_whole = load(b, address, f32x16.llvm), b.block
+        with otherwise:
+            part, after_part = _load_first(b, address, n), b.block
+    found = b.phi(f32x16.llvm)
+    found.add_incoming(whole, after_whole)
+    found.add_incoming(part, after_part)
+    return found
+
+
+def _load_first(b, address, n):
     where = first_lanes(b, n)
     zeros = ir.Constant(f32x16.llvm, None)
     return call(b, "llvm.masked.load.v16f32.p0", f32x16.llvm, pointer(b, address, f32x16.llvm), ir.Constant(I32, 1), where, zeros)
@@ -165,6 +179,20 @@ def load_first(b, address, n):
 @instruction(void(intp, f32x16, intp))
 def store_first(b, address, v, n):
     """Stores the first n floats; memory beyond is not touched."""
+    if target.has_masks():
+        return _store_first(b, address, v, n)
+    with b.if_else(_whole(b, n), likely=True) as (then, otherwise):
+        with then:
+            store(b, address, v)
+        with otherwise:
+            _store_first(b, address, v, n)
+
+
+def _whole(b, n):
+    return b.icmp_signed(">=", n, ir.Constant(n.type, 16))
+
+
+def _store_first(b, address, v, n):
     where = first_lanes(b, n)
     call(b, "llvm.masked.store.v16f32.p0", ir.VoidType(), v, pointer(b, address, f32x16.llvm), ir.Constant(I32, 1), where)
 
