@@ -3,18 +3,17 @@
 `llmcli.load(model)` gives a model; see docs/python.md. Errors are the classes of `llmcli.errors`.
 """
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING, Any
-
+TYPE_CHECKING = False  # typing's own need not be imported for it
 if TYPE_CHECKING:
+    from typing import Any
+
     from llmcli.api import Model, load
 
 __all__ = ["Model", "load"]
 __version__ = "0.1.0"
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> "Any":
     """The interface is imported when it is first used: commands that need no model do not wait for it."""
     if name in __all__:
         from llmcli import api

@@ -5,13 +5,17 @@
     downloads  CACHE/downloads/REPO/COMMIT/*.part
     kernels    CACHE/kernels/          (LLMCLI_KERNELS)
     settings   CONFIG/config.toml, CONFIG/models.toml
-DATA, CACHE and CONFIG are the platform's own (XDG on Linux); LLMCLI_HOME puts all three into one folder.
+DATA, CACHE and CONFIG are the platform's own (XDG on Linux); LLMCLI_HOME puts all three into one folder. A user who has no home,
+as in some containers, has them in a folder that is not there, and never in the current one.
 """
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
+
+NOWHERE = Path("/nonexistent")
+"""The home of users without one, as Debian calls it."""
 
 
 def _base(kind: str) -> Path:
@@ -21,7 +25,11 @@ def _base(kind: str) -> Path:
     import platformdirs
 
     found = {"data": platformdirs.user_data_dir, "cache": platformdirs.user_cache_dir, "config": platformdirs.user_config_dir}[kind]
-    return Path(found("llmcli", appauthor=False))
+    try:
+        path = Path(found("llmcli", appauthor=False))
+    except RuntimeError:  # what it says of such users; older versions say "~"
+        return NOWHERE / kind
+    return path if path.is_absolute() else NOWHERE / kind
 
 
 def models() -> Path:
@@ -44,6 +52,12 @@ def kernels() -> Path:
 
 def config() -> Path:
     return _base("config")
+
+
+def expanded(path: str) -> Path:
+    """A path with ~ for the user's home, or ~NAME for another's; one that is not known stays as it is written."""
+    found = Path(os.path.expanduser(path))
+    return NOWHERE.joinpath(*found.parts[1:]) if found.parts[:1] == ("~",) else found
 
 
 def demo() -> Path:

@@ -36,9 +36,10 @@ PAGE = 3
 
 @dataclass
 class Fault:
-    """What goes wrong. kind: slow, truncate, corrupt, stall, no_range, trickle, gzip (bodies of weights); etag, commit, name,
-    location, moving (answers of the hub itself); status (`code`, of requests whose path contains `where`).
-    times: how often (-1: always); amount: bytes a second (slow), or the bytes that still come (truncate, stall)."""
+    """What goes wrong. kind: slow, truncate, corrupt, stall, no_range, trickle, gzip, length (bodies of weights); etag, commit, name,
+    licence, location, moving (answers of the hub itself); status (`code`, of requests whose path contains `where`).
+    times: how often (-1: always); amount: bytes a second (slow), the bytes that still come (truncate, stall), or by how many the
+    length that is told is wrong (length)."""
 
     kind: str
     times: int = -1
@@ -174,7 +175,8 @@ class _Handler(BaseHTTPRequestHandler):
         if what == "revision":
             sha = "../../../evil" if hub.fault.strikes("commit") else commit
             gated = "manual" if repository in hub.gated else False
-            return self._answer(200, {"id": repository, "sha": sha, "gated": gated, "cardData": {"license": "mit"}})
+            licence = hub.fault.headers["licence"] if hub.fault.strikes("licence") else "mit"
+            return self._answer(200, {"id": repository, "sha": sha, "gated": gated, "cardData": {"license": licence}})
         if not self._allowed(repository):
             return None
         entries: list[dict[str, Any]] = [{"type": "directory", "path": "onnx", "oid": "0" * 40, "size": 0}]
@@ -223,7 +225,8 @@ class _Handler(BaseHTTPRequestHandler):
             headers["Content-Range"] = f"bytes {first}-{last}/{size}"
         if fault.strikes("gzip"):
             data, headers["Content-Encoding"] = gzip.compress(data, 1), "gzip"
-        return self._send(code, data, {**headers, "Content-Length": str(len(data))}, weights=True)
+        told = len(data) + (fault.amount if fault.strikes("length") else 0)
+        return self._send(code, data, {**headers, "Content-Length": str(max(0, told))}, weights=True)
 
     def _answer(self, code: int, content: Any, headers: dict[str, str] | None = None) -> None:
         data = json.dumps(content).encode()

@@ -63,10 +63,10 @@ def variables(hub: FakeHub, home: Path, **extra: str) -> dict[str, str]:
     return {name: value for name, value in inherited.items() if name in {**own, **extra} or not name.startswith(("HF_", "LLMCLI_OFFLINE"))}
 
 
-def start(hub: FakeHub, home: Path, *words: str, **extra: str) -> subprocess.Popen[str]:
-    """`llm pull` as a process."""
-    command = [sys.executable, "-m", "llmcli", "pull", *words]
-    return subprocess.Popen(command, env=variables(hub, home, **extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+def start(hub: FakeHub, home: Path, *words: str, command: str = "pull", **extra: str) -> subprocess.Popen[str]:
+    """`llm pull`, or another command, as a process."""
+    program = [sys.executable, "-m", "llmcli", command, *words]
+    return subprocess.Popen(program, env=variables(hub, home, **extra), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 class Puller:
@@ -81,7 +81,7 @@ class Puller:
         with mock.patch.dict(os.environ, variables(self.hub, self.home, **extra), clear=True):
             code = main([command, *words])
         self.out, self.err = self._capsys.readouterr()
-        assert "Traceback" not in self.err
+        assert ("Traceback" in self.err) <= ("--debug" in words)
         return code
 
     def error(self, code: int, *words: str, **extra: str) -> str:

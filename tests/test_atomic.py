@@ -177,3 +177,14 @@ def test_an_open_model_survives_its_removal(path: Path) -> None:
     with packed.open(path) as model:
         path.unlink()
         assert model.load()
+
+
+def test_a_lock_that_is_a_link_is_not_followed(path: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """What it leads to would be emptied."""
+    precious = tmp_path / "precious"
+    precious.write_text("x")
+    path.with_name(f".{path.name}.lock").symlink_to(precious)
+    before = path.read_bytes()
+    with pytest.raises(DiskError, match="symbolic links"):
+        write(path, checkpoint, "int8")
+    assert precious.read_text() == "x" and path.read_bytes() == before

@@ -102,6 +102,17 @@ def test_a_sub_folder_that_others_can_write_is_not_used(kept: Path, tmp_path: Pa
     assert "others could write there" in warning and last == "compiled 1 numba False"
 
 
+def test_a_folder_of_somebody_else_is_not_used(kept: Path, tmp_path: Path) -> None:
+    if os.geteuid() != 0:
+        pytest.skip("only root may give a folder away")
+    for number, place in enumerate((".", objects.maker())):
+        folder = tmp_path / f"kernels-{number}"
+        shutil.copytree(kept, folder)
+        os.chown(folder / place, 54321, 54321)
+        warning, last = loading(folder, "select.rows")
+        assert "others could write there" in warning and last == "compiled 1 numba False"
+
+
 def test_what_other_versions_made_is_stale(kept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "kernels"
     shutil.copytree(kept, folder)

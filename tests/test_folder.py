@@ -34,13 +34,33 @@ def shard(path: Path, weight_map: dict[str, str]) -> None:
 def test_a_folder_is_read_through_links(tmp_path: Path) -> None:
     """A hub's cache: snapshots of links to blobs."""
     blobs = model_folder(tmp_path / "blobs", x=[1, 2])
-    snapshot = tmp_path / "snapshot"
-    snapshot.mkdir()
+    snapshot = tmp_path / "snapshots" / "commit"
+    snapshot.mkdir(parents=True)
     for file in blobs.iterdir():
-        (snapshot / file.name).symlink_to(file)
-    with folder.open_folder(snapshot) as model:
-        assert model.files == {"config.json": b"{}", "tokenizer.json": b"{}"}
-        assert model.checkpoint.read("x", 4, 4).view(np.float32).tolist() == [2]
+        (snapshot / file.name).symlink_to(f"../../blobs/{file.name}")
+    (tmp_path / "link").symlink_to(snapshot)
+    for path in (snapshot, tmp_path / "link"):
+        with folder.open_folder(path) as model:
+            assert model.files == {"config.json": b"{}", "tokenizer.json": b"{}"}
+            assert model.checkpoint.read("x", 4, 4).view(np.float32).tolist() == [2]
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "tokenizer.json", "config.json", folder.INDEX, folder.WEIGHTS, "b.safetensors"])
+def test_a_link_out_of_the_folder_is_not_followed(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that was cloned or unpacked may have links to anything of ours, which would become a part of the model."""
+    path, secret = model_folder(tmp_path / "m", x=[1]), tmp_path / "secret"
+    if name in (folder.INDEX, "b.safetensors"):
+        (path / folder.WEIGHTS).unlink()
+        shard(path, {"x": "b.safetensors"})
+    (path / name).unlink(missing_ok=True)
+    safetensors.numpy.save_file({"x": np.ones(1, np.float32)}, secret)
+    (path / name).symlink_to("../secret")
+    touched: list[str] = []
+    real: Callable[..., int] = os.open
+    monkeypatch.setattr(os, "open", lambda file, *rest, **more: touched.append(os.path.realpath(file)) or real(file, *rest, **more))
+    with pytest.raises(CorruptFile, match="a link out of the folder"):
+        folder.open_folder(path)
+    assert str(secret) not in touched
 
 
 def test_shards_are_one_checkpoint(tmp_path: Path) -> None:

@@ -71,6 +71,7 @@ def test_a_corrupt_body_twice_is_refused(pull: Puller, fakehub: FakeHub, folder:
         (Fault("stall", amount=5_000), "no answer in time"),
         (Fault("trickle"), "less than 1024 bytes a second"),
         (Fault("gzip"), "a compressed body that was not asked for"),
+        (Fault("length", amount=-(1 << 30)), "the connection was cut"),
         (Fault("status", code=500, where="model.safetensors"), "the hub answers 500"),
         (Fault("status", code=503, where="tree"), "the hub answers 503"),
         (Fault("status", code=429, where="revision", headers={"Retry-After": "1"}), "too many requests"),
@@ -95,6 +96,21 @@ def test_faults_that_pass_are_not_noticed(pull: Puller, fakehub: FakeHub, folder
     assert fakehub.sent < 1.1 * weights_size(folder)
 
 
+@pytest.mark.parametrize("amount", [-100, 100])
+def test_a_wrong_length_is_not_believed(pull: Puller, fakehub: FakeHub, folder: Path, tmp_path: Path, amount: int) -> None:
+    """Too short, the rest comes with another request; too long, what is listed is what counts."""
+    fakehub.fault = Fault("length", times=3, amount=amount)
+    assert pull(REPOSITORY) == 0, pull.err
+    assert tensors_of(pull.path()) == imported(folder, tmp_path)
+
+
+@pytest.mark.parametrize("licence", ["mit\nllm: error: forged: line. now", "\x1b]0;t\x07", "x" * 10_000])
+def test_a_licence_that_is_no_name_is_not_shown(pull: Puller, fakehub: FakeHub, licence: str) -> None:
+    fakehub.fault = Fault("licence", headers={"licence": licence})
+    assert pull(REPOSITORY) == 0, pull.err
+    assert "no licence is named" in pull.err and licence[-10:] not in pull.err
+
+
 def test_retry_after_is_honoured(pull: Puller, fakehub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
     waited: list[float] = []
     monkeypatch.setattr("llmcli.weights.hub.Patience.__init__.__defaults__", (waited.append,))
@@ -117,6 +133,8 @@ def test_a_hub_that_is_not_there(pull: Puller) -> None:
         (Fault("commit"), 'the commit "../../../evil"'),
         (Fault("etag", headers={"etag": "../../../evil"}), "the ETag"),
         (Fault("etag", headers={"etag": "0" * 5000}), "the ETag"),
+        (Fault("etag", headers={"etag": 'W/"../../../evil"'}), "the ETag"),
+        (Fault("etag", headers={"etag": ""}), "the ETag"),
         (Fault("moving"), "the commit"),
         (Fault("name", headers={"name": "../../../evil.safetensors"}), "the file name"),
         (Fault("name", headers={"name": "/etc/evil.safetensors"}), "the file name"),
@@ -180,6 +198,24 @@ def test_the_token_stays_with_the_hub(pull: Puller, fakehub: FakeHub, folder: Pa
     assert "hf_right" not in pull.out + pull.err
     for path in pull.home.rglob("*"):
         assert path.is_dir() or b"hf_right" not in path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fault", "code"),
+    [
+        (Fault("commit"), 6),
+        (Fault("corrupt"), 6),
+        (Fault("location", headers={"to": "http://example.com"}), 5),
+        (Fault("status", code=500, where="tree"), 5),
+        (Fault("status", code=404, where="resolve"), 4),
+    ],
+    ids=lambda value: value.kind if isinstance(value, Fault) else "",
+)
+def test_no_traceback_has_the_token(pull: Puller, fakehub: FakeHub, folder: Path, fault: Fault, code: int) -> None:
+    fakehub.add(REPOSITORY, folder, gated=True)
+    fakehub.fault = fault
+    assert pull(REPOSITORY, "--debug", HF_TOKEN="hf_right") == code, pull.err
+    assert "Traceback" in pull.err and "hf_right" not in pull.out + pull.err
 
 
 def test_the_token_of_the_hubs_own_tools(pull: Puller, fakehub: FakeHub, folder: Path) -> None:

@@ -166,6 +166,7 @@ EDITS: dict[str, Callable[[dict[str, str], dict[str, Any], dict[str, Any]], None
     "no version": lambda texts, table, tensors: texts.pop("format_version") and None,
     "odd version": lambda texts, table, tensors: texts.update(format_version="1.5"),
     "quantization": lambda texts, table, tensors: texts.update(quantization="int3"),
+    "a name of two lines": lambda texts, table, tensors: texts.update(name="m\nllm: error: forged: line"),
     **{f"no {key}": lambda texts, table, tensors, key=key: texts.pop(key) and None for key in (*packed.TEXTS, "tensors", "header_sha256")},
     "table": lambda texts, table, tensors: texts.update(tensors="[]"),
     "table of numbers": lambda texts, table, tensors: table.update({UP: 1}),

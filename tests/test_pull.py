@@ -7,6 +7,7 @@ import hashlib
 import os
 import random
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -253,15 +254,61 @@ def test_four_processes_make_one_transfer(fakehub: FakeHub, tmp_path: Path) -> N
     assert tensors_of(home / "data" / "models" / "org--model-int8.safetensors") == imported(folder, tmp_path)
 
 
-def test_without_locks_the_model_is_whole_too(pull: Puller, fakehub: FakeHub, three: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcli.weights import atomic
+LOCKS = {
+    "no locks": "raise OSError(95, 'not supported')",
+    "locks that keep nobody out": "return None",
+}
 
-    def unsupported(*arguments: object) -> None:
-        raise OSError(95, "not supported")
 
-    monkeypatch.setattr(atomic.fcntl, "flock", unsupported)
+def without_locks(folder: Path, way: str) -> dict[str, str]:
+    """Variables of processes on a file system that has no locks, or that takes them and does nothing."""
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(f"import fcntl\n\ndef flock(file, how):\n    {LOCKS[way]}\n\nfcntl.flock = flock\n")
+    return {"PYTHONPATH": os.pathsep.join([str(folder), *filter(None, sys.path)])}
+
+
+@pytest.mark.parametrize("way", LOCKS)
+@pytest.mark.parametrize("killed", [False, True])
+def test_four_processes_without_locks(fakehub: FakeHub, three: Path, tmp_path: Path, way: str, killed: bool) -> None:
+    """They take turns all the same: one transfer, one whole model; also behind one that was killed."""
+    home, variables = tmp_path / "home", without_locks(tmp_path / "site", way)
     fakehub.add(REPOSITORY, three)
-    assert pull(REPOSITORY) == 0, pull.err
+    fakehub.fault = Fault("slow", amount=1_500_000)
+    if killed:
+        process = start(fakehub, home, REPOSITORY, **variables)
+        while fakehub.sent < 200_000 and process.poll() is None:
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+        assert list(home.rglob(".*.held"))
+    processes = [start(fakehub, home, REPOSITORY, **variables) for _ in range(4)]
+    ended = [(process.communicate(timeout=60), process.returncode) for process in processes]
+    assert [code for _, code in ended] == [0] * 4, ended
+    assert fakehub.sent <= 1.3 * weights_size(three)
+    assert any(f"process {process.pid} is getting this model: waiting for it" in str(ended) for process in processes)
+    assert tensors_of(home / "data" / "models" / "org--model-int8.safetensors") == imported(three, tmp_path)
+    assert [path.name for path in home.rglob("*") if path.is_file()] == ["org--model-int8.safetensors"]
+
+
+@pytest.mark.parametrize("way", LOCKS)
+def test_waiting_without_locks_has_an_end(fakehub: FakeHub, three: Path, tmp_path: Path, way: str) -> None:
+    """`llm clean` leaves what a process without locks is at work on, too."""
+    home, variables = tmp_path / "home", without_locks(tmp_path / "site", way)
+    fakehub.add(REPOSITORY, three)
+    fakehub.fault = Fault("slow", amount=40_000)
+    first = start(fakehub, home, REPOSITORY, **variables)
+    try:
+        while fakehub.sent < 20_000 and first.poll() is None:
+            time.sleep(0.01)
+        second = start(fakehub, home, REPOSITORY, "--timeout", "0.5", **variables)
+        _, err = second.communicate(timeout=60)
+        assert second.returncode == 7 and f"process {first.pid} is still at work on it" in err
+        before = sorted(home.rglob("*"))
+        clean = start(fakehub, home, command="clean", **variables)
+        assert "nothing to remove" in clean.communicate(timeout=60)[1] and sorted(home.rglob("*")) == before
+    finally:
+        first.kill()
+        first.communicate()
 
 
 def bounds(fakehub: FakeHub, folder: Path, home: Path) -> tuple[int, int]:

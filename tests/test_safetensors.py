@@ -139,8 +139,13 @@ def entry(dtype: Any = "F32", shape: Any = (2,), begin: Any = 0, end: Any = 8) -
 def test_impossible_entries_are_refused(header: dict[str, Any]) -> None:
     sizes = [e["data_offsets"][-1] for e in header.values() if isinstance(e, dict) and "data_offsets" in e]
     ends = [size for size in sizes if isinstance(size, int) and 0 <= size < 1000]
-    with pytest.raises(CorruptFile):
-        check_header(dumps(header), max(ends, default=0), "m")
+    with pytest.raises(CorruptFile) as caught:
+        check_header(dumps(header), max(ends, default=0), "m.safetensors")
+    message = str(caught.value)
+    assert message.startswith("m.safetensors: ") and "\n" not in message
+    assert (
+        '"x' in message or '"y"' in message or "__metadata__" in message or "half a character" in message or "5,000 characters" in message
+    )
 
 
 @pytest.mark.parametrize(

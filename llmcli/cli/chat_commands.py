@@ -6,10 +6,9 @@ import dataclasses
 import difflib
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from llmcli import saved
+from llmcli import places, saved
 from llmcli.chat import Chat
 from llmcli.cli import chat_settings
 from llmcli.errors import UsageError
@@ -84,14 +83,14 @@ def _listed(session: Session) -> str:
 
 
 def save(session: Session, rest: str) -> None:
-    path = Path(rest).expanduser()
+    path = places.expanded(rest)
     conversation = saved.Saved(session.chat.engine.name, session.chat.messages, chat_settings.chosen(session.options))
     saved.write(path, conversation)
     session.console.note(f"saved {path}")
 
 
 def load(session: Session, rest: str) -> None:
-    conversation = saved.read(Path(rest).expanduser())
+    conversation = saved.read(places.expanded(rest))
     options = chat_settings.restored(session.options, conversation.settings)
     session.settings_of(options)
     chat = Chat(session.chat.engine, conversation.messages, session.options.raw, session.options.think)

@@ -1,6 +1,7 @@
 """An answer as Markdown, a block at a time.
 
-A block is shown when it is whole, so nothing that stands on the screen is ever written again.
+A block is shown when it is whole, so nothing that stands on the screen is ever written again. Markdown has other names for
+characters (&#x202e;), so what is drawn is filtered once more.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from llmcli.generate import Step
     from llmcli.text.thinking import Piece
 
+_COLOR = re.compile(r"(\x1b\[[0-9;]*m)")
 _FENCE = re.compile(r"^ {0,3}(```+|~~~+)", re.MULTILINE)
 
 
@@ -51,8 +53,15 @@ class Markdown:
         page = Console(file=drawn, force_terminal=self._color, no_color=not self._color, width=width, legacy_windows=False)
         # Links as text: a terminal's own links may lead elsewhere than they say.
         page.print(Drawn(text, hyperlinks=False))
-        self._answer.write_styled(("" if self._first else "\n") + drawn.getvalue())
+        self._answer.write_styled(("" if self._first else "\n") + _filtered(drawn.getvalue()))
         self._first = False
+
+
+def _filtered(drawn: str) -> str:
+    """The page without what a terminal would obey but its own colours. The text in it was filtered, so that no colour is the text's."""
+    parts = _COLOR.split(drawn)
+    parts[::2] = map(escape.visible, parts[::2])
+    return "".join(parts)
 
 
 def _whole(text: str) -> int:

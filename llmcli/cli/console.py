@@ -49,21 +49,25 @@ class Console:
 
     def say(self, text: str) -> None:
         """Lines that were asked for, so also with -q. A standard error that nobody reads is no reason to stop."""
-        safe = "\n".join(map(escape.name, text.split("\n")))
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(safe, file=sys.stderr, flush=True)
+        _print("\n".join(map(escape.name, text.split("\n"))))
 
     def error(self, error: LlmError) -> None:
         """The one line of an error."""
         prefix = "\x1b[1;31mllm: error:\x1b[0m" if self.colored(sys.stderr) else "llm: error:"
-        with contextlib.suppress(OSError, ValueError, AttributeError):
-            print(prefix, escape.name(str(error)), file=sys.stderr, flush=True)
+        _print(f"{prefix} {escape.name(str(error))}")
 
     def end_line(self) -> None:
         """After ^C the terminal's cursor stands behind it."""
         if is_terminal(sys.stderr):
             with contextlib.suppress(OSError):
                 print(file=sys.stderr, flush=True)
+
+
+def _print(text: str) -> None:
+    """To standard error. (To print, None is standard output.)"""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            print(text, file=sys.stderr, flush=True)
 
 
 class Answer:

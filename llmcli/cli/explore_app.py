@@ -24,6 +24,7 @@ from textual.widget import Widget
 from textual.widgets import Input, Static
 from textual.worker import Worker, get_current_worker
 
+from llmcli import places
 from llmcli.cli import bars
 from llmcli.cli.explore import save
 from llmcli.cli.failures import as_llm_error
@@ -204,7 +205,7 @@ class Explorer(App[None]):
         self._leave(130)
 
     def _save_as(self, words: str) -> None:
-        path = Path(words).expanduser()
+        path = places.expanded(words)
         if not words:
             return
         if path.is_file() and self._overwrite != path:

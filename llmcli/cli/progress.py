@@ -1,4 +1,4 @@
-"""Progress on standard error: a bar on a terminal, else a line now and then. Nothing with -q."""
+"""Progress on standard error: a bar on a terminal that may have colours, else a line now and then. Nothing with -q."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def progress(console: Console, bytes: bool = False) -> Iterator[Report]:
     """A function to report to. bytes: what is counted, so that a speed means something."""
     if console.quiet:
         yield lambda what, done, total: None
-    elif is_terminal(sys.stderr):
+    elif is_terminal(sys.stderr) and console.colored(sys.stderr):  # who wants no colours wants no codes
         with _bar(console, bytes) as report:
             yield report
     else:
@@ -58,7 +58,7 @@ def _bar(console: Console, bytes: bool) -> Iterator[Report]:
     from rich.console import Console as Rich
     from rich.progress import BarColumn, DownloadColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    rich = Rich(stderr=True, no_color=not console.colored(sys.stderr), highlight=False)
+    rich = Rich(stderr=True, highlight=False)
     speed = (DownloadColumn(binary_units=True), TransferSpeedColumn()) if bytes else ()
     columns = (BarColumn(), TaskProgressColumn(), *speed, TimeRemainingColumn(), TextColumn("{task.description}", markup=False))
     with Progress(*columns, console=rich, transient=True) as bar:

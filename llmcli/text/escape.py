@@ -19,6 +19,11 @@ def name(text: str) -> str:
     return _NAME.sub(_show, text)
 
 
+def visible(text: str) -> str:
+    """A whole text that is safe to show."""
+    return _TEXT.sub(_show, text)
+
+
 class Escape:
     """The filter of a stream of text for a terminal. It keeps back a carriage return until it knows that no newline follows:
     the pair is a newline, alone it would let text overwrite the line."""
@@ -30,12 +35,12 @@ class Escape:
         """Text that is safe to show."""
         text = self._held + text
         self._held = "\r" if text.endswith("\r") else ""
-        return _TEXT.sub(_show, text.removesuffix("\r").replace("\r\n", "\n"))
+        return visible(text.removesuffix("\r").replace("\r\n", "\n"))
 
     def finish(self) -> str:
         """What was kept back."""
         held, self._held = self._held, ""
-        return _TEXT.sub(_show, held)
+        return visible(held)
 
 
 def _show(match: re.Match[str]) -> str:

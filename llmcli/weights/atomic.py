@@ -2,18 +2,19 @@
 
 The bytes go to a hidden temporary file beside the final name; then fsync, rename, and fsync of the folder. Processes
 that write the same name take turns (a lock file), and whoever writes next removes what dead processes left behind.
-Where the file system has no locks, two writers do the same work twice and the later rename wins: still whole.
+Where the file system's locks keep nobody out, processes stand in line by files of their own.
 """
 
 from __future__ import annotations
 
 import fcntl
 import os
+import re
 import secrets
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from llmcli.errors import DiskError, InUse
@@ -21,6 +22,8 @@ from llmcli.memory import MIB
 
 UNFINISHED = {"lock", "pull", "journal", "tmp"}
 """How hidden files .NAME.KIND end that are there only while somebody works on NAME."""
+PAUSE = 0.05
+"""Seconds between two looks at what another process holds."""
 
 
 @contextmanager
@@ -63,7 +66,7 @@ def turn(path: Path, waiting: Callable[[int], None] | None, timeout: float | Non
 
     timeout: seconds after which another holder is not waited for any longer (None: as long as it takes). Raises InUse then."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
         try:
             _lock(descriptor, waiting, timeout)
             if _is_at(descriptor, path):
@@ -73,9 +76,12 @@ def turn(path: Path, waiting: Callable[[int], None] | None, timeout: float | Non
             raise
         os.close(descriptor)  # its holder removed it while we waited: what is there now is another file
     try:
-        os.truncate(descriptor, 0)
-        os.write(descriptor, str(os.getpid()).encode())
-        yield
+        with ExitStack() as stack:
+            if not _locked(path):  # although we hold it
+                stack.enter_context(_in_line(path, waiting, timeout))
+            os.truncate(descriptor, 0)
+            os.write(descriptor, str(os.getpid()).encode())
+            yield
     finally:
         with suppress(OSError):
             os.unlink(path)
@@ -105,10 +111,57 @@ def _lock_within(descriptor: int, seconds: float) -> None:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         if time.monotonic() >= end:
-            holder = os.pread(descriptor, 20, 0)
-            process = f"process {holder.decode()}" if holder.isdigit() else "another process"
-            raise InUse(f"{process} is still at work on it", f"it was waited for {seconds:g} seconds")
-        time.sleep(0.05)
+            raise _still_held(os.pread(descriptor, 20, 0), seconds)
+        time.sleep(PAUSE)
+
+
+def _still_held(holder: bytes, seconds: float) -> InUse:
+    process = f"process {holder.decode()}" if holder.isdigit() else "another process"
+    return InUse(f"{process} is still at work on it", f"it was waited for {seconds:g} seconds")
+
+
+@contextmanager
+def _in_line(lock: Path, waiting: Callable[[int], None] | None, timeout: float | None) -> Iterator[None]:
+    """Lamport's bakery: whoever comes takes a number above all others, and the lowest one's turn it is. While somebody takes a number
+    (0), nobody's turn begins. As `turn` otherwise."""
+    process, end = os.getpid(), None if timeout is None else time.monotonic() + timeout
+    told = False
+    places = [_place(lock, 0, process)]
+    try:
+        places[0].touch(0o644)
+        number = 1 + max(n for n, _ in _line(lock))
+        places.append(_place(lock, number, process))
+        places[1].touch(0o644)  # a moment with both: with neither, who looks then would miss us
+        places.pop(0).unlink()
+        while before := [other for other in _line(lock) if other < (number, process)]:
+            holder = str(before[0][1]).encode()
+            if timeout is not None and end is not None and time.monotonic() >= end:
+                raise _still_held(holder, timeout)
+            if waiting is not None and not told and before[0][0]:
+                waiting(before[0][1])
+                told = True
+            time.sleep(PAUSE)
+        yield
+    finally:
+        for place in places:
+            place.unlink(missing_ok=True)
+
+
+def _place(lock: Path, number: int, process: int) -> Path:
+    return lock.with_name(f"{lock.name.removesuffix('lock')}{number}-{process}.held")
+
+
+def _line(lock: Path) -> list[tuple[int, int]]:
+    """(number, process) of the living ones in line, the first one first. Files of dead ones go."""
+    found, name = [], re.compile(rf"{re.escape(lock.name.removesuffix('lock'))}(\d{{1,9}})-(\d{{1,9}})\.held")
+    for entry in os.listdir(lock.parent):
+        if place := name.fullmatch(entry):
+            if _alive(int(place[2])):
+                found.append((int(place[1]), int(place[2])))
+            else:
+                with suppress(OSError):
+                    os.unlink(lock.with_name(entry))
+    return sorted(found)
 
 
 def _is_at(descriptor: int, path: Path) -> bool:
@@ -123,8 +176,8 @@ def abandoned(folder: Path) -> list[Path]:
     found = []
     for path in sorted(folder.glob(".*")):
         stem, _, kind = path.name.rpartition(".")
-        if kind == "part":
-            process = stem.rpartition(".")[2].partition("-")[0]
+        if kind in ("part", "held"):
+            process = stem.rpartition(".")[2].split("-")[0 if kind == "part" else -1]
             dead = process.isdigit() and not _alive(int(process))
         else:
             dead = kind in UNFINISHED
@@ -134,7 +187,11 @@ def abandoned(folder: Path) -> list[Path]:
 
 
 def busy(path: Path) -> bool:
-    """Whether a process holds a lock on the file. What is not there, or no plain file, has none."""
+    """Whether a process holds a lock on the file, or stands in line for it. What is not there, or no plain file, has none."""
+    return _locked(path) or (path.name.endswith(".lock") and path.parent.is_dir() and bool(_line(path)))
+
+
+def _locked(path: Path) -> bool:
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+from llmcli import places
 from llmcli.errors import DiskError, HashMismatch, LlmError, NotFound
 from llmcli.weights import hub as hubs
 from llmcli.weights.atomic import sync_folder
@@ -57,7 +58,8 @@ def fetch(hub: Hub, listing: Listing, file: RemoteFile, folder: Path, received: 
 
 def here(listing: Listing, file: RemoteFile, folder: Path) -> Path | None:
     """The file where it is complete on this machine: in `folder`, or in the cache of the hub's own tools. Not hashed yet."""
-    cache = Path(os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE") or hubs.hf_home() / "hub").expanduser()
+    named = os.environ.get("HF_HUB_CACHE") or os.environ.get("HUGGINGFACE_HUB_CACHE")
+    cache = places.expanded(named) if named else hubs.hf_home() / "hub"
     theirs = cache / f"models--{listing.repository.replace('/', '--')}"
     for path in (folder / file.name, theirs / "blobs" / file.hash, theirs / "snapshots" / listing.commit / file.name):
         with suppress(OSError):

@@ -1,13 +1,14 @@
 """A model in the Hub's layout on disk: config.json, safetensors weights (one file or shards), tokenizer files.
 
-Files may be links, as in a hub's cache. Only names that this file knows, or that are plain names in the index, are
-opened. Weights in pickled formats are refused: unpickling runs code.
+Files may be links, as in a hub's cache, but not out of the folder or that cache: a stranger's folder does not say which of
+our files are read. Only names that this file knows, or that are plain names in the index, are opened. Weights in pickled formats
+are refused: unpickling runs code.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -91,11 +92,13 @@ def open_folder(path: Path) -> Folder:
         raise UsageError(str(path), "it is not a folder", "Give the folder that holds config.json") from error
     if "config.json" not in present:
         raise NotFound(f"{path} holds no model", "there is no config.json in it", "Give the folder that holds config.json")
+    limits = {**REQUIRED, **OPTIONAL}
+    _check_links(path, present & {*limits, INDEX})
     names, listed = weight_files(path, present, path / INDEX)
+    _check_links(path, names)
     for name in REQUIRED:
         if name not in present:
             raise NotFound(f"{path} has no {name}", todo="Get the whole model again")
-    limits = {**REQUIRED, **OPTIONAL}
     files = {name: read_file(path / name, limits[name]) for name in limits if name in present}
     opened: list[File] = []
     try:
@@ -109,6 +112,17 @@ def open_folder(path: Path) -> Folder:
         for file in opened:
             file.close()
         raise
+
+
+def _check_links(folder: Path, names: Collection[str]) -> None:
+    """Raises CorruptFile where one of the folder's files is a link to a file elsewhere: not in it, nor among the blobs of a hub's cache."""
+    home = Path(os.path.realpath(folder))
+    places = [home, *([home.parent.with_name("blobs")] if home.parent.name == "snapshots" else [])]
+    for name in names:
+        target = Path(os.path.realpath(home / name))
+        if not any(target.is_relative_to(place) for place in places):
+            todo = "Put the file itself in its place, if you trust it"
+            raise CorruptFile(str(folder / name), f"it is a link out of the folder, to {target}", todo)
 
 
 def weight_files(path: Path | str, present: set[str], index: Path | None) -> tuple[list[str], set[str]]:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from llmcli import __version__
+from llmcli import __version__, places
 from llmcli.errors import AccessDenied, HashMismatch, LlmError, NetworkError, NotFound, UsageError
 from llmcli.weights.safetensors import shown
 
@@ -38,6 +38,8 @@ LONGEST_WAIT = 120.0
 MOST_ANSWER = 16 << 20
 MOST_PAGES = 100
 MOST_REDIRECTS = 5
+LONGEST_LICENCE = 80
+"""Characters of a licence's name, which is shown."""
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
 _ETAG = re.compile(r"[0-9a-f]{40,64}")
 """Its form only: what counts is the hash of the bytes."""
@@ -192,7 +194,9 @@ class Hub:
             raise _nonsense(repository, "a list of files without end")
         card = info.get("cardData")
         licence = card.get("license") if isinstance(card, dict) else None
-        return Listing(name, commit, files, bool(info.get("gated")), licence if isinstance(licence, str) else "")
+        if not (isinstance(licence, str) and len(licence) <= LONGEST_LICENCE and licence.isprintable()):
+            licence = ""
+        return Listing(name, commit, files, bool(info.get("gated")), licence)
 
     def open(self, listing: Listing, file: RemoteFile, first: int = 0, last: int | None = None) -> Body:
         """The answer with bytes first .. last (inclusive) of a file, or the whole file: `Body.ranged` says which.
@@ -318,7 +322,7 @@ def offline() -> str:
 def hf_home() -> Path:
     """The folder of the hub's own tools."""
     cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("HF_HOME") or f"{cache}/huggingface").expanduser()
+    return places.expanded(os.environ.get("HF_HOME") or f"{cache}/huggingface")
 
 
 def plain(name: str) -> bool:

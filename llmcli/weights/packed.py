@@ -223,6 +223,8 @@ class Packed:
             raise HashMismatch(str(self.path), "its header is not the one that was written: the file is damaged")
         if texts["quantization"] not in QUANTIZATIONS:
             raise CorruptFile(str(self.path), f"unknown quantization {shown(texts['quantization'])}")
+        if not texts["name"].isprintable():
+            raise CorruptFile(str(self.path), f"its name is {shown(texts['name'])}, which no llm gives")
         self.name, self.quantization, self.spec = texts["name"], texts["quantization"], texts["spec"]
         self.source, self.revision, self.created, self.llm = (texts[key] for key in ("source", "revision", "created", "llm"))
 

@@ -26,6 +26,8 @@ from llmcli.errors import EXIT_CODES
 from llmcli.weights import packed
 from terminal import environment
 
+INSTALLED = ("-c", "import sys; from llmcli.__main__ import command; sys.exit(command())")
+"""What the installed `llm` does."""
 SILENT = {0, 130, 141, 143}
 """Exit codes without an error line."""
 OWN = ("home/data/", "home/cache/", "home/config/")
@@ -66,12 +68,13 @@ def attempt(
     text: bytes | None = None,
     kill_after: float | None = None,
     heals: Sequence[int] = (0,),
+    program: Sequence[str] = ("-m", "llmcli"),
 ) -> Ended:
     """`llm WORDS` in a process of its own. home: LLMCLI_HOME, which is FOLDER/home; wrapper: what starts it; limit: seconds;
     text: standard input; kill_after: seconds until SIGKILL; heals: exit codes that a plain re-run, with the same
-    variables and text, may have."""
+    variables and text, may have; program: how Python is told what to run."""
     surroundings = environment({"LLMCLI_HOME": str(home), "PYTHONPATH": os.pathsep.join(sys.path), **variables})
-    command = [sys.executable, "-m", "llmcli", *words]
+    command = [sys.executable, *program, *words]
 
     def start(wrapper: Sequence[str]) -> subprocess.Popen[bytes]:
         source = subprocess.DEVNULL if text is None else subprocess.PIPE

@@ -156,22 +156,28 @@ def test_no_code_of_a_model_runs(case: Path) -> None:
     assert attempt(["run", "--trust-remote-code", "a"], case / "home").code == 2
 
 
-def test_only_the_models_own_files_are_opened(case: Path, tmp_path: Path) -> None:
-    """Case 11: what `llm import` opens of a folder whose index and links lead elsewhere."""
+@pytest.mark.parametrize("way", ["an index", "a link"])
+def test_only_the_models_own_files_are_opened(case: Path, tmp_path: Path, way: str) -> None:
+    """Case 11: what `llm import` opens of a folder whose index or links lead elsewhere."""
     source, log = case / "source" / "tiny", tmp_path / "log"
     (tmp_path / "secret").write_text("{}")
-    (source / "generation_config.json").symlink_to(tmp_path / "secret")
-    index = {"metadata": {}, "weight_map": {"model.norm.weight": "../../secret", "model.embed_tokens.weight": "/etc/passwd"}}
-    (source / "model.safetensors.index.json").write_text(json.dumps(index))
-    (source / "model.safetensors").unlink()
-    wrapper = [needs("strace"), "-f", "-qq", "-e", "trace=openat,open", "-o", str(log)]
+    if way == "an index":
+        index = {"metadata": {}, "weight_map": {"model.norm.weight": "../../secret", "model.embed_tokens.weight": "/etc/passwd"}}
+        (source / "model.safetensors.index.json").write_text(json.dumps(index))
+        (source / "model.safetensors").unlink()
+    else:
+        (source / "generation_config.json").symlink_to(tmp_path / "secret")
+        (source / "LICENSE").symlink_to("/etc/passwd")
+    wrapper = [needs("strace"), "-f", "-qq", "-y", "-e", "trace=openat,open", "-o", str(log)]
     before = snapshot(case)
     proc = attempt(["import", "source/tiny"], case / "home", wrapper=wrapper, heals=[3])
     assert proc.code == 3, proc.err
     assert_clean(proc, before, snapshot(case))
-    opened = set(re.findall(r'open(?:at)?\((?:AT_FDCWD, )?"([^"]+)"', log.read_text()))
-    assert any(name.endswith("index.json") for name in opened)
-    assert not [name for name in opened if "passwd" in name or name.endswith("/../../secret")]
+    # What was asked for, and, in brackets, what that is behind all links.
+    opened = set(re.findall(r'open(?:at)?\((?:AT_FDCWD(?:<[^>]*>)?, )?"([^"]+)"', log.read_text()))
+    opened |= set(re.findall(r"= \d+<([^>]+)>", log.read_text()))
+    assert any("/tiny/" in name or name.endswith("/tiny") for name in opened)
+    assert not [name for name in opened if name.endswith(("passwd", "/secret", "generation_config.json"))]
 
 
 NAMES = ["\x1b]0;owned\x07\u202eevil", "a\nllm: error: forged: line\x9b31m"]
