@@ -49,8 +49,10 @@ def _last_words(error: BaseException) -> tuple[str, int]:
 def _no_memory(error: BaseException | None) -> bool:
     """Whether it comes of too little memory, whatever Python has made of that on the way."""
     while error is not None:
-        # 12: ENOMEM; the text: of a library's pages, for which there is no number.
-        if isinstance(error, MemoryError) or getattr(error, "errno", 0) == 12 or "failed to map segment" in str(error):
+        # 12: ENOMEM. The texts: of a library's pages, and of a call for whose variables there was no room.
+        if isinstance(error, MemoryError) or getattr(error, "errno", 0) == 12:
+            return True
+        if "failed to map segment" in str(error) or "error return without exception set" in str(error):
             return True
         error = error.__cause__ or error.__context__
     return False

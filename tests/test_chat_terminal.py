@@ -136,6 +136,15 @@ def test_characters_of_every_width_and_long_lines_and_resizing(home: dict[str, s
         chat.wait_prompt()
 
 
+def test_a_terminal_of_one_column(home: dict[str, str]) -> None:
+    """Nothing can be read there, but keys are, also those of a long line. (What is typed before the editor is there is the terminal's own:
+    it makes a newline of Enter, and of Ctrl-D nothing.)"""
+    with Sitting(SHORT, home, columns=1) as chat:
+        chat.until(lambda _: b"\x1b[?2004h" in chat.raw)
+        chat.type("x" * 60 + "\r/stats\r" + CTRL_D)
+        assert chat.end() == 0 and b"Traceback" not in chat.raw
+
+
 def test_waiting_costs_nothing(home: dict[str, str]) -> None:
     with Sitting(SHORT, home) as chat:
         chat.wait_prompt()

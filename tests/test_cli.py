@@ -142,6 +142,8 @@ def test_common_options_go_before_or_after() -> None:
         ("OSError(12, 'Cannot allocate memory')", 7),
         ("ImportError('x.so: failed to map segment from shared object')", 7),
         ('RuntimeError("can\'t start new thread")', 7),
+        (r"ImportError('Original error was: x.so: cannot map zero-fill pages\n')", 7),
+        ("SystemError('error return without exception set')", 7),
         ("FileNotFoundError(2, 'No such file or directory', 'x')", 4),
         ("OSError(36, 'File name too long', 'x')", 4),
         ("PermissionError(13, 'Permission denied', 'x')", 4),

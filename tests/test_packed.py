@@ -184,6 +184,7 @@ EDITS: dict[str, Callable[[dict[str, str], dict[str, Any], dict[str, Any]], None
     "dimensions": lambda texts, table, tensors: table[UP].update(shape=[70]),
     "float shape": lambda texts, table, tensors: table[UP].update(shape=[70.0, 40.0]),
     "size": lambda texts, table, tensors: table[UP].update(size=table[UP]["size"] - 64),
+    "another size": lambda texts, table, tensors: table[UP].update(shape=[16, 32], size=packed.Entry.of("int4", (16, 32)).size),
     "float size": lambda texts, table, tensors: table[UP].update(size=float(table[UP]["size"])),
     "checksum": lambda texts, table, tensors: table[UP].update(checksum="x" * 16),
     "sha256": lambda texts, table, tensors: table[UP].update(sha256="0" * 63),

@@ -9,6 +9,11 @@ from llmcli.errors import AccessDenied, DiskError, InternalError, LlmError, NotF
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 _DISK = _FULL | {errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EBADF}
 _NAME = {errno.ENAMETOOLONG, errno.ELOOP}
+_NO_ROOM = (
+    *("failed to map segment from shared object", "cannot map zero-fill pages"),  # the system's loader, of a library
+    "can't start new thread",
+    "error return without exception set",  # Python, of a call for whose variables there was no room
+)
 
 
 def as_llm_error(error: BaseException) -> LlmError:
@@ -18,7 +23,7 @@ def as_llm_error(error: BaseException) -> LlmError:
     if isinstance(error, MemoryError):
         return OutOfMemory("not enough memory", str(error))
     if _no_room(error):
-        return OutOfMemory("not enough memory", "a library or a thread does not fit")
+        return OutOfMemory("not enough memory", "a library, a thread or a call does not fit")
     if isinstance(error, OSError):
         if isinstance(error, FileNotFoundError) and error.filename is None:  # of those that look up a path, getcwd alone has none
             return NotFound("the current folder", "it is not there any more", "Change to another one (cd)")
@@ -38,9 +43,10 @@ def as_llm_error(error: BaseException) -> LlmError:
 
 
 def _no_room(error: BaseException | None) -> bool:
-    """Whether a library or a thread found no room in memory: there is no number for that, and whoever called may say it otherwise."""
+    """Whether a library, a thread or a call of Python's own found no room in memory: there is no number for that, and whoever called may
+    say it otherwise."""
     while error is not None:
-        if str(error).endswith(("failed to map segment from shared object", "can't start new thread")):
+        if str(error).strip().endswith(_NO_ROOM):
             return True
         error = error.__context__
     return False

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from cgroups import cgroup
-from harness import assert_clean, attempt, injecting, limited, needs, on_tmpfs, snapshot, unprivileged
+from harness import INSTALLED, assert_clean, attempt, injecting, limited, needs, on_tmpfs, snapshot, unprivileged
 
 import llmcli
 from llmcli.backends.cpu import objects
@@ -287,7 +287,8 @@ def test_memory_fails_at_some_call(case: Path, tmp_path: Path) -> None:
     log, codes = tmp_path / "log", dict[int, int]()
     count = 0
     for nth in range(60, 300, 4):
-        proc = attempt(RUN, case / "home", wrapper=injecting("mmap", "error=ENOMEM", nth, log), variables=ONE)
+        failing = injecting("mmap", "error=ENOMEM", nth, log)
+        proc = attempt(RUN, case / "home", wrapper=failing, variables=ONE, program=INSTALLED)
         assert proc.code in (0, 7, 70), (nth, proc.code, proc.err)
         # Python's hashlib itself logs a traceback when one of its libraries cannot be loaded.
         assert b"Traceback" not in proc.err or b"code for hash" in proc.err, (nth, proc.err)

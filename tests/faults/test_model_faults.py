@@ -72,7 +72,7 @@ def test_a_packed_file_of_the_future_and_one_of_somebody_else(case: Path) -> Non
     assert newer != content
     for changed, says in ((newer, "made by a newer llm"), ((case / "source" / "tiny" / "model.safetensors").read_bytes(), "llm import")):
         file.write_bytes(changed)
-        for words in (["run", "-m", "tiny:none", "a"], ["verify", "tiny"], ["quantize", "tiny", "--quant", "int4"]):
+        for words in (["run", "-m", "tiny:none", "a"], ["verify", "tiny"]):
             before = snapshot(case)
             proc = attempt(words, case / "home", heals=[3])
             assert proc.code == 3 and says in proc.err.decode(), proc.err
@@ -88,7 +88,7 @@ def test_numbers_that_grow_beyond_all(case: Path) -> None:
     weights["model.layers.1.mlp.gate_proj.weight"] *= 1e25
     random_model.write_folder(case / "source" / "large", CONFIG, weights)
     assert attempt(["import", "source/large", "--quant", "none"], case / "home").code == 0
-    for words in (["run", "-n", "5"], ["next"], ["score"]):
+    for words in (["run", "-n", "5"], ["score"]):
         before = snapshot(case)
         proc = attempt([words[0], "-m", "large", *words[1:], "Once upon a time"], case / "home", heals=[9])
         assert proc.code == 9 and "layers.2." in proc.lines[-1] and "token 0 of the step" in proc.lines[-1], proc.err
@@ -121,12 +121,16 @@ def chatting(case: Path) -> Callable[[str], None]:
     return make
 
 
-@pytest.mark.parametrize("name", TEMPLATES)
+SOME = ("an attribute", "time", "a refusal")
+
+
+@pytest.mark.parametrize("name", [name if name in SOME else pytest.param(name, marks=pytest.mark.long) for name in TEMPLATES])
 def test_a_hostile_template(case: Path, chatting: Callable[[str], None], name: str) -> None:
     """Cases 80 to 82: `llm run` says so and ends, and with `--raw` the model is of use."""
     template, says = TEMPLATES[name]
     chatting(template)
-    for words, text in ((["run", "-m", "chat", "-n", "2", "hi"], None), (["chat", "-m", "chat", "-n", "2"], b"hi\n")):
+    chat = (["chat", "-m", "chat", "-n", "2"], b"hi\n")
+    for words, text in ((["run", "-m", "chat", "-n", "2", "hi"], None), *([chat] if name == "a refusal" else [])):
         before = snapshot(case)
         proc = attempt(words, case / "home", heals=[3], limit=30, text=text)
         assert proc.code == 3 and says in proc.lines[-1] and "--raw" in proc.lines[-1], proc.err

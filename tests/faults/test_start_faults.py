@@ -25,6 +25,7 @@ BROKEN = {
     "memory": ("raise MemoryError", 7, "not enough memory: Python cannot load its own parts"),
     "a page": ("raise OSError(12, 'Cannot allocate memory')", 7, "not enough memory"),
     "a library": ("raise ImportError('x.so: failed to map segment from shared object')", 7, "not enough memory"),
+    "a call": ("raise SystemError('error return without exception set')", 7, "not enough memory"),
     "behind another": ("try:\n    raise MemoryError\nexcept MemoryError:\n    import nothing_of_this_name", 7, "not enough memory"),
     "a module": ("import nothing_of_this_name", 70, "cannot start: ModuleNotFoundError: No module named 'nothing_of_this_name'"),
     "what speaks to terminals": (r"raise ValueError('\x1b]0;x\x07 a\nb')", 70, "cannot start: ValueError: \\x1b]0;x\\x07 a b"),
