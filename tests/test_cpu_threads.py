@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+import signal
 import subprocess
 import sys
 import threading
@@ -12,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmcli import interrupt
 from llmcli.backends.cpu import objects, threads
 from llmcli.backends.cpu.records import ELEMENTWISE, HEADER, ROWS_ONE, pack
 from llmcli.errors import ResourceError
@@ -122,3 +126,18 @@ def test_threads_that_cannot_start_are_an_error(monkeypatch: pytest.MonkeyPatch)
     with pytest.raises(ResourceError, match=r"cannot start thread 4 of 5: can't start new thread\. Use fewer threads"):
         threads.Pool(5, objects.load(threads.KERNELS))
     assert threading.active_count() == before
+
+
+def test_a_signal_is_passed_on_while_code_runs_that_python_cannot_leave() -> None:
+    """The step is told to stop at once (interrupt.py); Python's own handler comes when it is back."""
+    order: list[str] = []
+    before = signal.signal(signal.SIGINT, lambda *_: order.append("python"))
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), signal.SIGINT))
+    try:
+        with interrupt.stopping(lambda: order.append("stop")):
+            timer.start()
+            hashlib.pbkdf2_hmac("sha256", b"", b"", 3_000_000)
+        timer.join()
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert order == ["stop", "python"]

@@ -171,6 +171,18 @@ def test_a_terminal_that_stops_continues_and_changes(case: Path) -> None:
         assert_clean(proc, before, snapshot(case))
 
 
+@pytest.mark.parametrize(("keys", "number", "code"), [(b"\x04", 0, 0), (b"half", signal.SIGTERM, 143)])
+def test_a_chat_gives_the_terminal_back(case: Path, keys: bytes, number: int, code: int) -> None:
+    """Case 62, 63: it turns off what a terminal makes of keys by itself; `end` sees that all is as it was."""
+    with screen(["chat", "-m", "tiny:none", "-n", "2"], case / "home") as shown:
+        shown.until(b"\x1b[?2004h")
+        assert termios.tcgetattr(shown.slave) != shown.before
+        os.write(shown.master, keys)
+        if number:
+            shown.process.send_signal(number)
+        assert shown.end() == code
+
+
 CANARY = "zebrafinch7781"
 
 
