@@ -133,4 +133,4 @@ def test_kernels_of_codes_call_nothing_and_multiply_integers() -> None:
 def test_other_cpus_pass_these_tests(cpu: str, chosen: str) -> None:
     if cpu == "haswell" and "avx2" not in target.features():
         pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not other_cpus")
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not other_cpus")
