@@ -69,13 +69,13 @@ def test_a_long_step_stops_soon(pool: threads.Pool) -> None:
     asked = []
 
     def ask() -> None:
-        asked.append(time.perf_counter())
+        asked.append(time.process_time())
         pool.stop()
 
     timer = threading.Timer(0.1, ask)
     timer.start()
     assert not pool.run(work.table, work.header)
-    assert time.perf_counter() - asked[0] < 1
+    assert time.process_time() - asked[0] < 1
     timer.join()
     assert not pool.run(work.table[:1], work.header)
     pool.resume()
