@@ -32,6 +32,8 @@ from test_commands import answer, llm
 
 __all__ = ["checkpoint", "path"]  # fixtures
 RUN = ["run", "-m", "tiny:none", "--temp", "0", "-n", "400", "-c", "640", "Once upon a time"]
+"""Long enough for something to happen meanwhile."""
+SHORT = ["run", "-m", "tiny:none", "-n", "2", "Once upon a time"]
 
 
 def test_three_hundred_flipped_bits(path: Path, checkpoint: Checkpoint) -> None:
@@ -57,7 +59,7 @@ def test_three_hundred_flipped_bits(path: Path, checkpoint: Checkpoint) -> None:
 def test_a_flipped_bit_stops_every_command(case: Path) -> None:
     file = models(case) / "tiny-none.safetensors"
     content, rng = file.read_bytes(), random.Random(9)
-    for words in (["verify", "tiny"], RUN, ["quantize", "tiny", "--quant", "int4"], ["score", "-m", "tiny:none", "a b"]):
+    for words in (["verify", "tiny"], SHORT, ["quantize", "tiny", "--quant", "int4"], ["score", "-m", "tiny:none", "a b"]):
         changed = bytearray(content)
         changed[rng.randrange(len(content) // 2, len(content))] ^= 4
         file.write_bytes(changed)

@@ -40,8 +40,16 @@ CASES: dict[str, tuple[dict[str, Any], str, int]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def on_cpu(original: Path) -> bytes:
+    """What the model says without any GPU."""
+    proc = attempt([*RUN, "--device", "cpu"], original / "home")
+    assert proc.code == 0, proc.err
+    return proc.out
+
+
 @pytest.mark.parametrize("name", CASES)
-def test_a_gpu_that_cannot_be_used(case: Path, tmp_path: Path, name: str) -> None:
+def test_a_gpu_that_cannot_be_used(case: Path, on_cpu: bytes, tmp_path: Path, name: str) -> None:
     """`--device cuda` says why and ends; `auto` computes on the CPU."""
     said, why, code = CASES[name]
     if said.get("packages") == "" and importlib.util.find_spec("numba_cuda"):
@@ -53,7 +61,7 @@ def test_a_gpu_that_cannot_be_used(case: Path, tmp_path: Path, name: str) -> Non
     assert proc.out == b""
     assert_clean(proc, before, snapshot(case))
     auto = attempt([*RUN, "--device", "auto", "--gpu-layers", "all"], case / "home", variables=variables)
-    assert auto.code == 0 and auto.out == attempt([*RUN, "--device", "cpu"], case / "home").out
+    assert auto.code == 0 and auto.out == on_cpu
     assert_clean(auto, before, snapshot(case))
 
 
