@@ -4,7 +4,9 @@ A query becomes s16 codes of length CODES (the root of their squares' sum), as k
 a block, times their values' scales, become s16 codes that add up to CODES. What rounding leaves is some 2^-16 of the length of
 a query and of the sum of the weights; f16 keys have 2^-12 of each number.
 
-For a query and 16 keys: D / 2 products of pairs for scores and as many for values, and some 30 instructions between them.
+For a query and 16 keys: D / 2 products of pairs for scores and as many for values, and some 30 instructions between them. These
+are done step by step, each for all queries of a tile: a step ends with sums or a maximum over lanes, some 20 cycles in which
+the CPU begins with the next query, where the same query's next step would have to wait.
 """
 
 from __future__ import annotations
@@ -42,7 +44,6 @@ from llmcli.backends.cpu.kernels.visible import (
     owner_of,
     plain,
     position_of,
-    sees_all,
     sees_nothing,
 )
 from llmcli.backends.cpu.records import ATTENTION
@@ -54,38 +55,57 @@ SCALES_BYTES = 2 * BLOCK * 4
 
 
 @njit(forceinline=True)
-def weigh(args, head, position, base, low, high, scale, value_scales, scores, sums):
-    """One query's scores / scale at [low, high) of a block that starts at position base, both multiples of 16, become the codes of its
-    weights, s16 from `scores` + 2 low on. sums: address of the maximum, the sum of the weights, and what a code stands for."""
+def change(args, head, position, base, low, seen, high, scale, scores):
+    """One query's scores at [low, high) of a block that starts at position base, all multiples of 16, where not all count as they
+    are: `scale` and what bends them, and minus infinity for hidden keys, of which there are none in [low, seen)."""
     if not plain(args):
         for at in range(low, high, 16):
             store_vector(scores + at * 4, bend(args, head, position, base + at, load_f32x16(scores + at * 4) * splat(scale)))
-        scale = F(1)
-    scale *= LOG2_E  # weights are powers of 2
-    if not sees_all(args, position, base + low, base + high):
-        for at in range(low, high, 16):
-            store_vector(scores + at * 4, hide(args, position, base + at, load_f32x16(scores + at * 4)))
+    for at in range(seen, high, 16):
+        store_vector(scores + at * 4, hide(args, position, base + at, load_f32x16(scores + at * 4)))
+
+
+@njit(forceinline=True)
+def find_largest(low, high, scores, sums):
+    """Leaves the largest of one query's scores, f32, at `sums`."""
     most = splat(MINUS_INFINITY)
     for at in range(low, high, 16):
         most = larger(load_f32x16(scores + at * 4), most)
-    maximum = largest(most) * scale
-    if sees_nothing(args, position, base):
-        maximum = F(0)  # all weights are 0
+    store_f32(sums, largest(most))
+
+
+@njit(forceinline=True)
+def weigh(maximum, low, seen, high, scale, value_scales, scores, sums):
+    """One query's scores become weights e^(scale * (score - maximum)) times their values' scales. sums: f32 scale * maximum, the sum of
+    the weights, what a code will stand for, and its inverse."""
+    scale *= LOG2_E  # weights are powers of 2
+    maximum *= scale
     lanes, scaled = splat(F(0)), splat(F(0))
-    for at in range(low, high, 16):
+    for at in range(low, seen, 16):
         weight = exp2_below(fma(load_f32x16(scores + at * 4), splat(scale), splat(-maximum)))
         lanes = lanes + weight
-        # a hidden key's scale may be anything
+        weight = weight * load_f32x16(value_scales + at * 4)
+        store_vector(scores + at * 4, weight)
+        scaled = scaled + weight
+    for at in range(seen, high, 16):  # a hidden key's scale may be anything
+        weight = exp2_below(fma(load_f32x16(scores + at * 4), splat(scale), splat(-maximum)))
+        lanes = lanes + weight
         weight = choose(greater(weight, splat(F(0))), weight * load_f32x16(value_scales + at * 4), splat(F(0)))
         store_vector(scores + at * 4, weight)
         scaled = scaled + weight
     all_ = total(scaled)
-    grow = factor(CODES, all_)
-    for at in range(low, high, 16):
-        store_i16(scores + at * 2, rounded(load_f32x16(scores + at * 4) * splat(grow)))
     store_f32(sums, maximum / LOG2_E)
     store_f32(sums + 4, total(lanes))
     store_f32(sums + 8, all_ * (F(1) / CODES))
+    store_f32(sums + 12, factor(CODES, all_))
+
+
+@njit(forceinline=True)
+def encode(low, high, scores, sums):
+    """What `weigh` left becomes codes, s16 from `scores` + 2 low on."""
+    grow = splat(load_f32(sums + 12))
+    for at in range(low, high, 16):
+        store_i16(scores + at * 2, rounded(load_f32x16(scores + at * 4) * grow))
 
 
 def functions(head_size, dtype, group, tokens):
@@ -120,11 +140,13 @@ def functions(head_size, dtype, group, tokens):
         key_scales = keys + field(args, ATTENTION.head_bytes) - SCALES_BYTES
         base = block * BLOCK
         for tile in range(0, count, queries):
-            low, high = BLOCK, 0
+            low, high, start, seen = BLOCK, 0, 0, BLOCK  # some query sees the keys in [low, high), each those in [start, seen)
             for i in range(tile, min(tile + queries, count)):
                 position = position_of(args, first + i // group)
                 low, high = min(low, first_seen(args, position) - base), max(high, position + 1 - base)
+                start, seen = max(start, first_seen(args, position) - base), min(seen, position + 1 - base)
             low, high = max(low, 0) & -16, min(high, BLOCK)
+            seen = max(seen & -16, low) if start <= low else low  # only beginnings count as seen
             at, end = low, (high + 15) & -16
             while at + key_step <= end:
                 acc = zero_scores()
@@ -142,13 +164,21 @@ def functions(head_size, dtype, group, tokens):
                     key, query = key + 32 * item, query + 4
                 store_last(scores + at * 4, 64, BLOCK * 4, key_scales + at * 4, rest)
                 at += 16
-            sums = parts + tile * part_bytes + columns * 4
+            sums, factors = parts + tile * part_bytes + columns * 4, packed + tile * columns * 4 + columns * 2
+            if seen < end or not plain(args):
+                for m in range(queries):
+                    i = min(tile + m, count - 1)
+                    head, position = kv_head * group + i % group, position_of(args, first + i // group)
+                    change(args, head, position, base, low, seen, end, load_f32(factors + m * columns * 4), scores + m * BLOCK * 4)
             for m in range(queries):
-                i = min(tile + m, count - 1)
-                head, position = kv_head * group + i % group, position_of(args, first + i // group)
-                scale = load_f32(packed + (tile + m) * columns * 4 + columns * 2)
-                row, to = scores + m * BLOCK * 4, sums + m * part_bytes
-                weigh(args, head, position, base, low, end, scale, key_scales + BLOCK * 4, row, to)
+                find_largest(low, end, scores + m * BLOCK * 4, sums + m * part_bytes)
+            for m in range(queries):
+                scale, maximum = load_f32(factors + m * columns * 4) if plain(args) else F(1), load_f32(sums + m * part_bytes)
+                if maximum == MINUS_INFINITY and sees_nothing(args, position_of(args, first + min(tile + m, count - 1) // group), base):
+                    maximum = F(0)  # all weights are 0
+                weigh(maximum, low, seen, end, scale, key_scales + BLOCK * 4, scores + m * BLOCK * 4, sums + m * part_bytes)
+            for m in range(queries):
+                encode(low, end, scores + m * BLOCK * 4, sums + m * part_bytes)
             for step in range(column_steps):
                 acc = zero_sums()
                 value = keys + field(args, ATTENTION.key_bytes) + (low * columns + step * column_bytes) * item
