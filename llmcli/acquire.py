@@ -98,6 +98,7 @@ def pull(
     what is coming; allow: as in `import_model`. Raises NotFound, AccessDenied, NetworkError, HashMismatch, ResourceError,
     UnsupportedModel, CorruptFile, NumericalError, UsageError.
     """
+    from llmcli import originals
     from llmcli.models import architectures, config, names
     from llmcli.weights import pull as pulling
     from llmcli.weights import wanted as wanting
@@ -115,13 +116,13 @@ def pull(
             repository.remove()
             return path
         spec, architecture = architectures.describe(config.parse(repository.config), allow)
-        files = repository.files
+        files = originals.as_packed(repository.files)
         plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
         _check(files)
         repository.read_headers()
         made = names.sources(spec, plan, architecture, repository.tensors)
         metadata = {"name": wanted.name, "source": wanted.repository, "revision": listing.commit, "spec": spec.to_json()}
-        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, names.ignored(spec, architecture), packer())
+        job = repository.job(path, plan.weights, made, wanted.quantization, metadata, files, names.ignored(spec, architecture), packer())
         size, kind = job.packing.weights_size, estimate.cache_type(wanted.quantization)
         model = estimate.Model(plan, len(files["tokenizer.json"]))
         here = estimate.Variant(f"{wanted.name}:{wanted.quantization}", wanted.quantization, size)

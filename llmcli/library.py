@@ -155,7 +155,7 @@ def quantize(
     It is made of the folder or GGUF file that the model came from, where that still holds the same, else of the packed file with
     the most bits. notify: hears, in a line each, what it is made of. Raises NotFound, UsageError, HashMismatch, DiskError."""
     from llmcli.models import names
-    from llmcli.originals import Original
+    from llmcli.originals import Original, as_packed
     from llmcli.weights import repack, writer
 
     say = notify or (lambda text: None)
@@ -186,7 +186,7 @@ def quantize(
             original.reader,
             quantization,
             {"name": name, "source": f"{own} of {file.source}" if again else file.source, "revision": file.revision, "spec": file.spec},
-            {inner: file.file(inner) for inner in file.files},
+            as_packed({inner: file.file(inner) for inner in file.files}),
             ignored=original.ignored,
             progress=None if progress is None else lambda done, total: progress(label, done, total),
             pack=engine.packer(),
@@ -205,7 +205,7 @@ def _original(file: Packed, plan: Plan, stack: ExitStack) -> Original | None:
         return None
     with suppress(LlmError):
         found = stack.enter_context(originals.opened(path))
-        same = found.spec.to_json() == file.spec and found.files == {name: file.file(name) for name in file.files}
+        same = found.spec.to_json() == file.spec and found.files == originals.as_packed({name: file.file(name) for name in file.files})
         if same and repack.same_vectors(file, plan.weights, found.sources, found.reader):
             return found
     return None

@@ -18,6 +18,7 @@ from llmcli.models.names import Named
 from llmcli.models.spec import Spec
 from llmcli.plan import Plan
 from llmcli.text import gguf as vocabulary
+from llmcli.text.compact import compact
 from llmcli.weights import folder, gguf
 from llmcli.weights.convert import Reader, Source
 
@@ -33,7 +34,7 @@ class Original:
     sources: Mapping[str, Source]
     reader: Reader
     files: Mapping[str, bytes]
-    """config.json, tokenizer.json and what else goes along."""
+    """config.json, tokenizer.json and what else goes along, as a packed file has them."""
     ignored: tuple[str, ...]
     """Endings of the names of tensors that no weight needs."""
 
@@ -60,4 +61,9 @@ def opened(path: Path, allow: Collection[str] = ()) -> Iterator[Original]:
 def _original(path: Path, spec: Spec, architecture: Named, reader: Reader, files: Mapping[str, bytes]) -> Original:
     plan = decoder.plan(spec, min(spec.context, DEFAULT_CONTEXT))
     sources = names.sources(spec, plan, architecture, reader.tensors)
-    return Original(str(path), spec, plan, sources, reader, files, names.ignored(spec, architecture))
+    return Original(str(path), spec, plan, sources, reader, as_packed(files), names.ignored(spec, architecture))
+
+
+def as_packed(files: Mapping[str, bytes]) -> dict[str, bytes]:
+    """A model's files as a packed file has them: tokenizer.json is written anew, because each run reads it."""
+    return {name: compact(data) if name == "tokenizer.json" else data for name, data in files.items()}

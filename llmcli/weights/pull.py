@@ -148,11 +148,12 @@ class Repository:
         sources: Mapping[str, Source],
         quantization: str,
         metadata: Mapping[str, str],
+        files: Mapping[str, bytes],
         ignored: tuple[str, ...],
         pack: Packer | None = None,
     ) -> Job:
         """What is left to do for the packed file `path`. Arguments and errors as writer.write_model's."""
-        return Job(self, Packing(path, Contents(weights, sources, self.tensors, quantization, metadata, self._files, ignored, pack)))
+        return Job(self, Packing(path, Contents(weights, sources, self.tensors, quantization, metadata, files, ignored, pack)))
 
     def read(self, name: str, start: int, size: int) -> Bytes:
         """Bytes of a tensor whose shard is open (convert.Reader)."""
