@@ -131,7 +131,7 @@ def remove(reference: str) -> list[Path]:
 
 def reference_of(path: Path) -> str:
     """The name under which a file is found, without its quantization; '' for one that is not in our folders."""
-    return record(path).name if path.parent in (places.models(), places.demo()) else ""
+    return _said(path)[0] if path.parent in (places.models(), places.demo()) else ""
 
 
 def split(reference: str) -> tuple[str, str]:
@@ -159,19 +159,24 @@ def quantizations(name: str) -> dict[str, Path]:
 
 def record(path: Path) -> Model:
     """What a file in one of our folders is."""
-    name, _, quantization = path.name.removesuffix(SUFFIX).rpartition("-")
-    name = name.replace("--", "/")
+    name, quantization = _said(path)
     try:
         status = path.stat()
     except OSError as error:
         return Model(name, quantization, 0, "", "", path, error.strerror or str(error))
     size, date = status.st_size, datetime.date.fromtimestamp(status.st_mtime).isoformat()
-    if quantization not in QUANTIZATIONS or not stat.S_ISREG(status.st_mode):
-        whole = path.name.removesuffix(SUFFIX)
-        return Model(whole, "", size, date, "", path, f"it is not called NAME-QUANTIZATION{SUFFIX}, or not a file")
+    if not quantization or not stat.S_ISREG(status.st_mode):
+        return Model(path.name.removesuffix(SUFFIX), "", size, date, "", path, f"it is not called NAME-QUANTIZATION{SUFFIX}, or not a file")
     try:
         with packed.open(path) as model:
             other = "" if model.quantization == quantization else f"it is {model.quantization}, and not what its name says"
             return Model(name, quantization, size, model.created, model.source, path, other)
     except LlmError as error:
         return Model(name, quantization, size, date, "", path, error.why or error.what)
+
+
+def _said(path: Path) -> tuple[str, str]:
+    """The name and the quantization that a file's name says; all of it and '' where it says none."""
+    whole = path.name.removesuffix(SUFFIX)
+    name, _, quantization = whole.rpartition("-")
+    return (name.replace("--", "/"), quantization) if quantization in QUANTIZATIONS else (whole, "")
