@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import itertools
 import os
 import signal
@@ -73,6 +74,8 @@ class Terminated(BaseException):
 def command() -> NoReturn:
     """The whole process: `main`, and then its end, without taking everything apart that the system takes back anyway: a tokenizer's
     vocabulary alone is a hundred thousand strings."""
+    # Importing and reading a model make many objects that stay. Looking through them again and again for rings of garbage takes 10 ms.
+    gc.set_threshold(100_000)
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
