@@ -14,7 +14,15 @@ from llmcli import acquire
 from llmcli.text.compact import compact
 from llmcli.weights import packed
 
-TEXTS = ["Once upon a time, there was", "  two  spaces\n\n\tTab", "日本語 émoji 👩\u200d👧 नमस्ते", "", " a", "<|im_end|>", "def f(x):\n        return x"]
+TEXTS = [
+    "Once upon a time, there was",
+    "  two  spaces\n\n\tTab",
+    "日本語 émoji 👩\u200d👧 नमस्ते",
+    "",
+    " a",
+    "<|im_end|>",
+    "def f(x):\n        return x",
+]
 
 
 def bpe(**changes: Any) -> bytes:

@@ -116,7 +116,7 @@ def said(proc: Ended) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def on_cpu(original: Path) -> bytes:
+def scored_on_cpu(original: Path) -> bytes:
     return attempt([*ON_GPU[:-1], "cpu"], original / "home").out
 
 
@@ -151,14 +151,14 @@ def test_a_gpu_without_room_for_a_layer(kept: Path, case: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.05, 0.5, 0.9])
-def test_memory_that_another_process_took_meanwhile(kept: Path, case: Path, whole: int, on_cpu: bytes, share: float) -> None:
+def test_memory_that_another_process_took_meanwhile(kept: Path, case: Path, whole: int, scored_on_cpu: bytes, share: float) -> None:
     """Less is there than the driver has said: layers come back until the rest fits; each attempt begins with an empty GPU."""
     proc, held = met(kept, case, memory=int(share * whole))
     told = [tuple(map(int, FEWER.search(line).groups())) for line in said(proc)]  # type: ignore[union-attr]
     assert told == [(LAYERS - 1 - number, LAYERS - number) for number in range(len(told))] and told, proc.err
     assert max(held) <= share * whole and held.count(0) >= len(told)
     if not told[-1][0]:
-        assert proc.out == on_cpu
+        assert proc.out == scored_on_cpu
 
 
 @pytest.mark.parametrize(
@@ -174,11 +174,11 @@ def test_memory_that_ends_at_any_call(kept: Path, case: Path, whole: int, functi
     assert proc.out.strip()
 
 
-def test_a_gpu_that_never_has_memory_for_a_step(kept: Path, case: Path, on_cpu: bytes) -> None:
+def test_a_gpu_that_never_has_memory_for_a_step(kept: Path, case: Path, scored_on_cpu: bytes) -> None:
     """Layer by layer comes back, and nothing is lost: the numbers are the CPU's."""
     proc, held = met(kept, case, cuLaunchKernel=2)
     assert [FEWER.search(line).groups() for line in said(proc)] == [("2", "3"), ("1", "2"), ("0", "1")]  # type: ignore[union-attr]
-    assert proc.out == on_cpu and held[-1] == 0
+    assert proc.out == scored_on_cpu and held[-1] == 0
 
 
 @pytest.mark.parametrize("first", [1, 60])
