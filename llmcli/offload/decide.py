@@ -10,8 +10,6 @@ from llmcli.backends.cuda import device
 from llmcli.errors import DeviceError, MissingExtra, OutOfMemory, UsageError
 from llmcli.offload.place import HOST, Costs, Placement, Room, Share, choose
 
-DEVICES = ("auto", "cuda")
-"""Devices that are decided here; others are backends."""
 WORTH = 128 << 20
 """Bytes of weights from which `auto` takes a GPU: below, an answer is there before a GPU is ready. An estimate, not measured yet."""
 

@@ -19,7 +19,6 @@ from llmcli.backends.cpu.kernels.half import f16_to_f32, f32_to_f16
 from llmcli.backends.cpu.kernels.instructions import (
     F32,
     F64,
-    I8,
     I16,
     I32,
     I64,
@@ -98,12 +97,6 @@ def as_f64(b, bits):
 def float_from_bits(b, bits):
     """The float32 with these bits."""
     return b.bitcast(b.trunc(bits, I32), F32)
-
-
-@instruction(void(intp))
-def prefetch(b, address):
-    """Asks for a cache line; any address is allowed."""
-    call(b, "llvm.prefetch.p0", ir.VoidType(), pointer(b, address, I8), *(ir.Constant(I32, n) for n in (0, 3, 1)))
 
 
 # --- Whole vectors in memory, at any address
