@@ -14,9 +14,9 @@ from llmcli.models.spec import Attention, Layer, Mlp, Rope, Spec
 from llmcli.plan import Buffer, Op, Plan, Slot, Weight
 
 LLAMA = spec(Layer(Attention(2, 1, 32, 32**-0.5), Mlp(28), rope=Rope(32)))
-ONE_TOKEN = """norm.quantized_rows decode.integers rope_cache.rows attention_decode.decode attention_decode.merge_quantize
+ONE_TOKEN = """norm.quantized_rows decode.integers rope_cache.rows attention_decode_halves.decode attention_decode.merge_quantize
     decode.integers norm.quantized_rows decode.integers elementwise.quantized_rows decode.integers""".split()
-PROMPT = """norm.quantized_rows prompt.integers rope_cache.rows attention_prompt.prompt quantize.quantize
+PROMPT = """norm.quantized_rows prompt.integers rope_cache.rows attention_prompt_halves.prompt quantize.quantize
     prompt.integers norm.quantized_rows prompt.integers elementwise.quantized_rows prompt.integers""".split()
 
 
@@ -38,7 +38,7 @@ def test_a_layer_of_llama_is_ten_launches() -> None:
 @pytest.mark.skipif(SIMULATED, reason="the simulator's kernels have no names")
 def test_heads_that_share_a_group_are_quantized_behind_them() -> None:
     narrow = spec(Layer(Attention(2, 1, 20, 0.2), Mlp(28), rope=Rope(20)))
-    assert kernels(narrow, 1)[3:6] == ["attention_decode.decode", "attention_decode.merge", "quantize.quantize"]
+    assert kernels(narrow, 1)[3:6] == ["attention_decode_halves.decode", "attention_decode.merge", "quantize.quantize"]
 
 
 def kept(spec: Spec, taps: tuple[str, ...] = ()) -> dict[str, bool]:
