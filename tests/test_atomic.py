@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from llmcli.errors import DiskError, NumericalError
+from llmcli.errors import DiskError, InUse, NumericalError
 from llmcli.weights import atomic, packed
 from llmcli.weights.folder import Checkpoint
 from llmcli.weights.safetensors import File
@@ -138,6 +138,30 @@ def test_without_locks_the_file_is_whole_too(path: Path, checkpoint: Checkpoint,
     monkeypatch.setattr(atomic.fcntl, "flock", unsupported)
     write(path, checkpoint, "int8")
     load(path)
+
+
+def test_nobody_waits_for_a_dead_process_with_our_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a container, one process after the other may have it."""
+    monkeypatch.setattr(atomic.fcntl, "flock", lambda descriptor, how: None)
+    (tmp_path / f".model.7-{os.getpid()}.held").touch()
+    lock = tmp_path / ".model.lock"
+    with atomic.turn(lock, None, timeout=1.0):
+        assert atomic.busy(lock)
+        with pytest.raises(InUse, match=f"process {os.getpid()} is still at work"), atomic.turn(lock, None, timeout=0.1):
+            pass
+        assert lock.exists(), "it is the holder's"
+    assert leftovers(tmp_path) == [] and not atomic.busy(lock)
+
+
+def test_who_gets_a_number_meanwhile_is_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing that is under way when it happens may have neither of the two files."""
+    monkeypatch.setattr(atomic.fcntl, "flock", lambda descriptor, how: None)
+    (tmp_path / f".model.1-{os.getppid()}.held").touch()
+    listings = itertools.count()
+    real = os.listdir
+    monkeypatch.setattr(os, "listdir", lambda folder: [] if next(listings) % 2 == 0 else real(folder))
+    with pytest.raises(InUse, match=f"process {os.getppid()} is still at work"), atomic.turn(tmp_path / ".model.lock", None, timeout=0.1):
+        pass
 
 
 def test_bytes_are_on_the_disk_before_the_name_is_there(path: Path, checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:

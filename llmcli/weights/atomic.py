@@ -24,6 +24,8 @@ UNFINISHED = {"lock", "pull", "journal", "tmp"}
 """How hidden files .NAME.KIND end that are there only while somebody works on NAME."""
 PAUSE = 0.05
 """Seconds between two looks at what another process holds."""
+_places: set[Path] = set()
+"""Files of this process's own in lines. Others of its id are a dead process's: in a container, one after the other may have the same."""
 
 
 @contextmanager
@@ -84,7 +86,8 @@ def turn(path: Path, waiting: Callable[[int], None] | None, timeout: float | Non
             yield
     finally:
         with suppress(OSError):
-            os.unlink(path)
+            if not _line(path):  # by it, `llm clean` finds those who stand in line
+                os.unlink(path)
         os.close(descriptor)
 
 
@@ -128,11 +131,11 @@ def _in_line(lock: Path, waiting: Callable[[int], None] | None, timeout: float |
     told = False
     places = [_place(lock, 0, process)]
     try:
-        places[0].touch(0o644)
+        _stand(places[0])
         number = 1 + max(n for n, _ in _line(lock))
         places.append(_place(lock, number, process))
-        places[1].touch(0o644)  # a moment with both: with neither, who looks then would miss us
-        places.pop(0).unlink()
+        _stand(places[1])  # a moment with both: with neither, who looks then would miss us
+        _leave(places.pop(0))
         while before := [other for other in _line(lock) if other < (number, process)]:
             holder = str(before[0][1]).encode()
             if timeout is not None and end is not None and time.monotonic() >= end:
@@ -144,7 +147,17 @@ def _in_line(lock: Path, waiting: Callable[[int], None] | None, timeout: float |
         yield
     finally:
         for place in places:
-            place.unlink(missing_ok=True)
+            _leave(place)
+
+
+def _stand(place: Path) -> None:
+    _places.add(place.absolute())
+    place.touch(0o644)
+
+
+def _leave(place: Path) -> None:
+    place.unlink(missing_ok=True)
+    _places.discard(place.absolute())
 
 
 def _place(lock: Path, number: int, process: int) -> Path:
@@ -154,10 +167,12 @@ def _place(lock: Path, number: int, process: int) -> Path:
 def _line(lock: Path) -> list[tuple[int, int]]:
     """(number, process) of the living ones in line, the first one first. Files of dead ones go."""
     found, name = [], re.compile(rf"{re.escape(lock.name.removesuffix('lock'))}(\d{{1,9}})-(\d{{1,9}})\.held")
-    for entry in os.listdir(lock.parent):
+    # Twice: one listing may pass the place of a new file before it is there, and that of the file it replaces when that is gone.
+    for entry in {*os.listdir(lock.parent), *os.listdir(lock.parent)}:
         if place := name.fullmatch(entry):
-            if _alive(int(place[2])):
-                found.append((int(place[1]), int(place[2])))
+            number, process = int(place[1]), int(place[2])
+            if _alive(process) and (process != os.getpid() or lock.with_name(entry).absolute() in _places):
+                found.append((number, process))
             else:
                 with suppress(OSError):
                     os.unlink(lock.with_name(entry))
@@ -197,7 +212,7 @@ def _locked(path: Path) -> bool:
     except OSError:
         return False
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)  # who holds one has it for himself; NFS gives readers no other
     except BlockingIOError:
         return True
     except OSError:
