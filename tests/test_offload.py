@@ -168,6 +168,24 @@ def test_a_gpu_that_runs_out_of_memory_loses_nothing(monkeypatch: pytest.MonkeyP
         parts.runner.close()
 
 
+def test_a_model_without_memory_is_loaded_again_when_there_is_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The GPU's layers find no room on the CPU either: an error, behind which a chat goes on."""
+    ids = golden("gemma2")[0]
+    with opened(ARCHS / "gemma2", len(ids), "int8", "cpu") as model:
+        stub(monkeypatch, [False, True])
+        parts = parted(model, Share("cpu", 2), Share("cuda:0", 1))
+
+        def full(*_: Any, **__: Any) -> None:
+            raise OutOfMemory("no room", "a test")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(cpu, "load", full)
+            with pytest.raises(OutOfMemory, match="no room"):
+                parts.logits(ids)
+        np.testing.assert_array_equal(parts.logits(ids), model.logits(ids))
+        parts.runner.close()
+
+
 def test_memory_that_ends_while_loading(monkeypatch: pytest.MonkeyPatch) -> None:
     with opened(ARCHS / "gemma2", 48, "int8", "cpu") as model:
         stub(monkeypatch, [False, True, True])

@@ -61,19 +61,17 @@ class PartedRunner:
         self._notify: Notify = notify or (lambda line: None)
         self._stopped = threading.Event()
         self._parts: list[Part] = []
-        while not self._loaded():
-            pass
+        self._load()
 
     def run(self, batch: Batch) -> Result:
         self._stopped.clear()
         while True:
+            self._load()
             try:
                 return self._through(batch)
             except OutOfMemory as error:
                 full = _alone(error)
             self._fewer(full)
-            while not self._loaded():
-                pass
 
     @property
     def compile_seconds(self) -> float:
@@ -102,20 +100,20 @@ class PartedRunner:
         result.taps = {self.plan.buffers[number].name: known[self.plan.buffers[number].name] for number in self.plan.taps}
         return result
 
-    def _loaded(self) -> bool:
-        """Loads all parts. False: a GPU had too little memory, and fewer layers are meant to be there now."""
-        plans = split(self.plan, [share.layers for share in self.placement])
-        try:
-            for share, plan in zip(self.placement, plans, strict=True):
-                self._parts.append(self._part(share, plan))
-            return True
-        except OutOfMemory as error:
-            full = _alone(error)
-        except BaseException:
-            self._close_parts()
-            raise
-        self._fewer(full)
-        return False
+    def _load(self) -> None:
+        """Loads all parts where none are, with less on a GPU each time that it has too little memory."""
+        while not self._parts:
+            plans = split(self.plan, [share.layers for share in self.placement])
+            try:
+                for share, plan in zip(self.placement, plans, strict=True):
+                    self._parts.append(self._part(share, plan))
+                return
+            except OutOfMemory as error:
+                full = _alone(error)
+            except BaseException:
+                self._close_parts()
+                raise
+            self._fewer(full)
 
     def _part(self, share: Share, plan: Plan) -> Part:
         name, _, number = share.device.partition(":")
