@@ -7,7 +7,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from llmcli import places
 from llmcli.backends.backend import Notify
@@ -48,11 +50,7 @@ def warmup(
         yield _ready("this CPU", cpu.count(), folder, lambda report: cpu.warmup(report, notify), progress)
     for found in capabilities:
         keys, folder = gpu_kernels(), places.kernels() / objects.maker()
-
-        def load(report: objects.Progress, keys: list[objects.Key] = keys, found: tuple[int, int] = found) -> None:
-            objects.load(keys, found, notify, report)
-
-        yield _ready(objects.architecture(found), len(keys), folder, load, progress)
+        yield _ready(objects.architecture(found), len(keys), folder, partial(objects.load, keys, found, notify), progress)
 
 
 def _capabilities(name: str, capability: tuple[int, int] | None) -> list[tuple[int, int]]:
@@ -91,7 +89,7 @@ def gpu_kernels() -> list[objects.Key]:
     return list(found)
 
 
-def _ready(target: str, count: int, folder: Path, load: Callable[[objects.Progress], None], progress: objects.Progress | None) -> Ready:
+def _ready(target: str, count: int, folder: Path, load: Callable[[objects.Progress], Any], progress: objects.Progress | None) -> Ready:
     compiled = 0
 
     def report(what: str, done: int, total: int) -> None:

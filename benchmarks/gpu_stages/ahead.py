@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Iterator, Mapping
 
@@ -11,6 +10,7 @@ from gpu_stages.stage import DEMO, MIXTURE, ROOT
 from llmcli import engine
 from llmcli.backends.cuda import objects, warmup
 from llmcli.backends.cuda.objects import Key
+from llmcli.cli.warmup import architecture
 from llmcli.models import decoder
 from llmcli.models.shapes import SHAPES
 from llmcli.plan import Plan
@@ -39,10 +39,9 @@ def models() -> Iterator[tuple[Plan, Mapping[str, str], str]]:
         yield model.plan, {name: tensor.format for name, tensor in model.weights.items()}, kv
 
 
-def compile_all(architecture: str) -> None:
-    """architecture: such as sm_90."""
-    major, minor = re.fullmatch(r"sm_(\d+)(\d)", architecture).groups()  # type: ignore[union-attr]
+def compile_all(name: str) -> None:
+    """name: of an architecture, such as sm_90."""
     keys: dict[Key, None] = {}
     for plan, formats, kv in models():
         keys |= dict.fromkeys(warmup.kernels(plan, formats, kv, MOST_TOKENS))
-    objects.load(keys, (int(major), int(minor)), print, lambda name, done, total: print(f"{done}/{total} {name}", flush=True))
+    objects.load(keys, architecture(name), print, lambda name, done, total: print(f"{done}/{total} {name}", flush=True))

@@ -13,8 +13,9 @@ from llmcli.cli.options import Common, option
 from llmcli.cli.progress import progress
 
 ABOUT = """
-Compiles the kernels that common models need and keeps them, so that the first run does not wait: this CPU's, and those of its NVIDIA GPU
-where llm uses one. It takes about a minute, once for each version of llm and processor. llm doctor says how many there are.
+Compiles the kernels that common models need and keeps them, so that the first run does not wait: those for this CPU and, where llm
+uses it, for this machine's NVIDIA GPU. It takes about a minute, once for each version of llm and processor. llm doctor says how many
+there are.
 """
 
 EXAMPLE = """

@@ -283,8 +283,7 @@ def _reduction(operation):
     def over_lanes(typing, word):
         def emit(context, builder, signature, args):
             code = f"redux.sync.{operation}.s32 $0, $1, {EVERY_LANE};"
-            asm = ir.InlineAsm(ir.FunctionType(I32, [I32]), code, "=r,r", side_effect=True)
-            return builder.call(asm, args, attrs=("convergent",))
+            return _assembly(builder, I32, args, code, "=r,r", together=True)
 
         return i32(i32), emit
 
