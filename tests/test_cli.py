@@ -76,6 +76,15 @@ def test_the_process_ends_in_order() -> None:
     assert _run(["-c", code.replace("WORD", "'rum'")], b"", {}).returncode == 2
 
 
+@pytest.mark.parametrize(("words", "said"), [(["--version"], "False False"), (["run", "-m", "demo", "-n", "1", "Once"], "True True")])
+def test_garbage_is_collected_again_when_a_model_is_there(words: list[str], said: str) -> None:
+    """A long chat would keep a megabyte for each answer that it draws."""
+    state = "gc.get_threshold() == app.USUAL, gc.get_freeze_count() > 0"
+    code = f"import atexit, gc, sys; from llmcli.cli import app; atexit.register(lambda: print({state})); sys.argv = ['llm', *{words}]"
+    done = _run(["-c", f"{code}; app.command()"], b"", {})
+    assert done.returncode == 0 and done.stdout.decode().splitlines()[-1] == said, done.stderr
+
+
 def test_version_and_overview() -> None:
     assert llm("--version").stdout.decode().strip() == f"llm {llmcli.__version__}"
     assert llm().stdout == llm("-h").stdout == llm("--color", "never", "--help").stdout

@@ -67,6 +67,10 @@ Options, before or after the command:
 """
 
 
+USUAL, STARTING = gc.get_threshold(), 100_000
+"""When Python looks for rings of garbage: as ever, and after how many new objects while a command starts."""
+
+
 class Terminated(BaseException):
     """SIGTERM, as an exception, so that open files are put right on the way out."""
 
@@ -75,13 +79,20 @@ def command() -> NoReturn:
     """The whole process: `main`, and then its end, without taking everything apart that the system takes back anyway: a tokenizer's
     vocabulary alone is a hundred thousand strings."""
     # Importing and reading a model make many objects that stay. Looking through them again and again for rings of garbage takes 10 ms.
-    gc.set_threshold(100_000)
+    gc.set_threshold(STARTING)
     code = main()
     atexit._run_exitfuncs()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
     os._exit(code)
+
+
+def started() -> None:
+    """A model is loaded: garbage is looked for as ever, but among what is new. An answer that is drawn leaves a megabyte of it."""
+    if gc.get_threshold()[0] == STARTING:
+        gc.freeze()
+        gc.set_threshold(*USUAL)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

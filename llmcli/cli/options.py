@@ -174,11 +174,12 @@ class Machine:
         """The engine of the model `name` with these options; chat: for conversations, where the model has them; texts: in work at once;
         taps: see `engine.load`."""
         from llmcli import engine
+        from llmcli.cli import app
 
         if self.device not in ("auto", "cuda") and (self.gpu_layers not in ("auto", 0) or self.gpu_split):
             named = "--gpu-split" if self.gpu_split else "--gpu-layers"
             raise UsageError(f"{named} with --device {self.device}", "that device is no GPU", "Leave one of them out")
-        return engine.load(
+        loaded = engine.load(
             name,
             context=self.context,
             threads=self.threads,
@@ -192,6 +193,8 @@ class Machine:
             gpu_split=self.gpu_split or (),
             notify=console.note,
         )
+        app.started()
+        return loaded
 
 
 @dataclass(frozen=True, kw_only=True)
