@@ -93,6 +93,8 @@ class Driver:
             visible = os.environ.get("CUDA_VISIBLE_DEVICES")
             why = "the driver finds none" + (f" (CUDA_VISIBLE_DEVICES is {visible!r})" if visible is not None else "")
             raise DeviceError("no NVIDIA GPU", why, f"Check nvidia-smi (a container needs --gpus all), {CPU}")
+        if code == OUT_OF_MEMORY:
+            raise DeviceError("the GPU has no memory left", f"{name}: {self.text(code)}", f"Close other programs that use it, {CPU}")
         raise DeviceError("the NVIDIA driver does not work", f"{name}: {self.text(code)}", f"Check nvidia-smi, {CPU}")
 
     def text(self, code: int) -> str:
