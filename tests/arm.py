@@ -7,16 +7,15 @@ import json
 import sys
 
 import llvmlite.binding as llvm
-import numba
 
-from kernel_calls import SIGNATURE, factory
+from kernel_calls import factory
 from llmcli.backends.cpu import target
+from llmcli.backends.cpu.kernels import emit
 
 
 def assembly(name: str, *params: str) -> str:
     function = factory(name)(*(int(p) if p.isdigit() else p for p in params))
-    options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    return str(next(iter(numba.njit(SIGNATURE, **options)(function).overloads.values())).library.get_asm_str())
+    return str(emit.optimized(function).library.get_asm_str())
 
 
 def main(kernels: list[str]) -> None:

@@ -12,26 +12,29 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import numba
 import numpy as np
 import numpy.typing as npt
 import pytest
-from numba import types
 
-from llmcli.backends.cpu import target
+from llmcli.backends.cpu import images, objects, target
+from llmcli.backends.cpu.kernels import emit
 from llmcli.backends.cpu.records import HEADER, pack
 
-SIGNATURE = types.void(types.intp, types.intp, types.intp)
 POINTER = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, *[ctypes.c_ssize_t] * 3)
 
 
 class Kernel:
-    """A compiled kernel; calls follow Numba's convention: status = f(&result, &exception, args, chunk, thread)."""
+    """A compiled kernel; calls follow Numba's convention: status = f(&result, &exception, args, chunk, thread).
 
-    def __init__(self, function: Callable[[int, int, int], None]) -> None:
-        jitted = numba.njit(SIGNATURE, nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)(function)
-        self.compiled: Any = next(iter(jitted.overloads.values()))
-        self.function = POINTER(self.compiled.library.get_pointer_to_function(self.compiled.fndesc.llvm_func_name))
+    address: where it is, if its image is there already."""
+
+    def __init__(self, function: Callable[[int, int, int], None], address: int | None = None) -> None:
+        self._source = function
+        self.function = POINTER(address or images.placed([emit.linked(self.compiled, "kernel")])[0])
+
+    @functools.cached_property
+    def compiled(self) -> Any:
+        return emit.optimized(self._source)
 
     def __call__(self, args: npt.NDArray[np.int64], chunk: int, thread: int = 0) -> None:
         unused = (ctypes.c_void_p * 2)()
@@ -56,8 +59,8 @@ def factory(name: str) -> Callable[..., Callable[[int, int, int], None]]:
 
 @functools.cache
 def kernel(name: str, *params: Any) -> Kernel:
-    """The compiled kernel; each is compiled once a session."""
-    return Kernel(factory(name)(*params))
+    """The compiled kernel: the one that models use, where it is kept; else it is compiled once a session."""
+    return Kernel(factory(name)(*params), objects.ready((name, params)))
 
 
 def call(kernel: Kernel, args: npt.NDArray[np.int64], chunks: Iterable[int]) -> None:

@@ -15,9 +15,9 @@ A `part` is one query's (vector [Dp], maximum, sum) over some keys; f32.
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from llmcli.backends.cpu.kernels import attention_codes, attention_floats
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.mathematics import exp
 from llmcli.backends.cpu.kernels.threads import atomic_add, store_release
 from llmcli.backends.cpu.kernels.vectors import (
@@ -50,7 +50,7 @@ def functions(head_size, dtype, group, tokens):
     inner = attention_codes if dtype in attention_codes.BYTES else attention_floats
     pack, attend = inner.functions(head_size, dtype, group, tokens)
 
-    @njit(forceinline=True)
+    @inline
     def start(args, kv_head, count, states):
         """Parts over no keys; a sink is a score without a value."""
         sinks = field(args, ATTENTION.sinks)
@@ -61,7 +61,7 @@ def functions(head_size, dtype, group, tokens):
             store_f32(state + columns * 4, load_f32(sinks + (kv_head * group + i % group) * 4) if sinks else MINUS_INFINITY)
             store_f32(state + columns * 4 + 4, F(1) if sinks else F(0))
 
-    @njit(forceinline=True)
+    @inline
     def merge(count, states, parts):
         """Adds a block's parts to the states before it."""
         for i in range(count):
@@ -83,7 +83,7 @@ def functions(head_size, dtype, group, tokens):
             store_f32(state + columns * 4, maximum)
             store_f32(state + columns * 4 + 4, load_f32(state + columns * 4 + 4) * keep + sum_ * gain)
 
-    @njit(forceinline=True)
+    @inline
     def finish(args, kv_head, first, count, states):
         for i in range(count):
             state = states + i * part_bytes

@@ -12,9 +12,9 @@ the CPU begins with the next query, where the same query's next step would have 
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
 from llmcli.backends.cpu.kernels.codes import CODES, LEAST, factor, length
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.mathematics import LOG2_E, exp2_below
 from llmcli.backends.cpu.kernels.pairs import BYTES, outer
 from llmcli.backends.cpu.kernels.vectors import (
@@ -54,7 +54,7 @@ SCALES_BYTES = 2 * BLOCK * 4
 """At the end of a head's block: f32 scales of keys, then of values."""
 
 
-@njit(forceinline=True)
+@inline
 def change(args, head, position, base, low, seen, high, scale, scores):
     """One query's scores at [low, high) of a block that starts at position base, all multiples of 16, where not all count as they
     are: `scale` and what bends them, and minus infinity for hidden keys, of which there are none in [low, seen)."""
@@ -65,7 +65,7 @@ def change(args, head, position, base, low, seen, high, scale, scores):
         store_vector(scores + at * 4, hide(args, position, base + at, load_f32x16(scores + at * 4)))
 
 
-@njit(forceinline=True)
+@inline
 def find_largest(low, high, scores, sums):
     """Leaves the largest of one query's scores, f32, at `sums`."""
     most = splat(MINUS_INFINITY)
@@ -74,7 +74,7 @@ def find_largest(low, high, scores, sums):
     store_f32(sums, largest(most))
 
 
-@njit(forceinline=True)
+@inline
 def weigh(maximum, low, seen, high, scale, value_scales, scores, sums):
     """One query's scores become weights e^(scale * (score - maximum)) times their values' scales. sums: f32 scale * maximum, the sum of
     the weights, what a code will stand for, and its inverse."""
@@ -100,7 +100,7 @@ def weigh(maximum, low, seen, high, scale, value_scales, scores, sums):
     store_f32(sums + 12, factor(CODES, all_))
 
 
-@njit(forceinline=True)
+@inline
 def encode(low, high, scores, sums):
     """What `weigh` left becomes codes, s16 from `scores` + 2 low on."""
     grow = splat(load_f32(sums + 12))
@@ -119,7 +119,7 @@ def functions(head_size, dtype, group, tokens):
     zero_sums, add_values, _, store_sums = outer(dtype, shape.columns, 32 * item, queries, BLOCK * 4)
     column_steps, column_bytes = columns // 16 // shape.columns, shape.columns * 32
 
-    @njit(forceinline=True)
+    @inline
     def pack(args, kv_head, first, count, packed):
         """The codes of queries, s16 [Dp], and their scale f32, in 4 Dp bytes each; the last one is repeated to fill its tile."""
         scale = F(as_f64(field(args, ATTENTION.scale)))
@@ -133,7 +133,7 @@ def functions(head_size, dtype, group, tokens):
                 store_i16(to + at * 2, rounded(load_first(x + at * 4, head_size - at) * splat(grow)))
             store_f32(to + columns * 2, (size if size > LEAST else F(1)) * (F(1) / CODES) * scale)  # not 0: hidden keys are at -infinity
 
-    @njit(forceinline=True)
+    @inline
     def attend(args, kv_head, first, count, block, packed, scores, parts):
         """The part of each query over one block."""
         keys = block_address(args, owner_of(args, first), block, kv_head)

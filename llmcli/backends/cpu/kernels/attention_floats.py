@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.mathematics import exp_below
 from llmcli.backends.cpu.kernels.outer import BYTES, outer
 from llmcli.backends.cpu.kernels.vectors import (
@@ -37,7 +37,7 @@ from llmcli.backends.cpu.tiles import BLOCK, attention_tile
 F = np.float32
 
 
-@njit(forceinline=True)
+@inline
 def weigh(args, head, position, base, low, high, scores, maximum_and_sum):
     """One query's scores at [low, high) of a block that starts at position base, both multiples of 16, become weights."""
     most = splat(MINUS_INFINITY)
@@ -72,7 +72,7 @@ def functions(head_size, dtype, group, tokens):
     zero_sums, add_values, store_sums = outer(dtype, shape.columns, 16 * item, queries, BLOCK * 4)
     column_steps, column_bytes = columns // 16 // shape.columns, shape.columns * 16
 
-    @njit(forceinline=True)
+    @inline
     def pack(args, kv_head, first, count, packed):
         """Queries times scale, f32 [queries of all tiles][Dp]; the last one is repeated to fill its tile."""
         scale = splat(F(as_f64(field(args, ATTENTION.scale))))
@@ -83,7 +83,7 @@ def functions(head_size, dtype, group, tokens):
             for at in range(0, columns, 16):
                 store_vector(packed + (i * columns + at) * 4, load_first(x + at * 4, head_size - at) * scale)
 
-    @njit(forceinline=True)
+    @inline
     def attend(args, kv_head, first, count, block, packed, scores, parts):
         """The part of each query over one block."""
         keys = block_address(args, owner_of(args, first), block, kv_head)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.vectors import absolute, fma, larger, largest, load_first, splat, total
 
 F = np.float32
@@ -16,7 +16,7 @@ LEAST = F(2.0**-80)
 """Lengths and sums below it count as 0: their inverses would leave float32."""
 
 
-@njit(forceinline=True)
+@inline
 def sizes(x, n):
     """Of n floats: the root of the sum of their squares, and the largest of them without its sign."""
     squares, most = splat(F(0)), splat(F(0))
@@ -26,12 +26,12 @@ def sizes(x, n):
     return F(math.sqrt(total(squares))), largest(most)
 
 
-@njit(forceinline=True)
+@inline
 def length(x, n):
     return sizes(x, n)[0]
 
 
-@njit(forceinline=True)
+@inline
 def factor(largest_code, size):
     """What turns `size` into a code; 0 for a size that is as good as nothing."""
     return largest_code / size if size > LEAST else F(0)

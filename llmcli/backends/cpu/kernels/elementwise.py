@@ -7,8 +7,8 @@ read only by the functions of two operands. The fused ones are an activation and
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.mathematics import exp, normal_distribution, sigmoid, tanh
 from llmcli.backends.cpu.kernels.vectors import (
     as_f64,
@@ -29,64 +29,64 @@ F = np.float32
 GELU_SLOPE, GELU_CUBE = F(2 * (2 / np.pi) ** 0.5), F(0.044715)
 
 
-@njit(forceinline=True)
+@inline
 def silu(a, b, value):
     return a / (splat(F(1)) + exp(-a))
 
 
-@njit(forceinline=True)
+@inline
 def gelu(a, b, value):
     return a * normal_distribution(a)
 
 
-@njit(forceinline=True)
+@inline
 def gelu_tanh(a, b, value):
     """a * (1 + tanh(u)) / 2, which is a * sigmoid(2 u)."""
     return a / (splat(F(1)) + exp(-(splat(GELU_SLOPE) * fma(splat(GELU_CUBE) * a, a * a, a))))
 
 
-@njit(forceinline=True)
+@inline
 def quick_gelu(a, b, value):
     return a / (splat(F(1)) + exp(splat(F(-1.702)) * a))
 
 
-@njit(forceinline=True)
+@inline
 def logistic(a, b, value):
     return sigmoid(a)
 
 
-@njit(forceinline=True)
+@inline
 def relu(a, b, value):
     return larger(splat(F(0)), a)
 
 
-@njit(forceinline=True)
+@inline
 def relu2(a, b, value):
     positive = larger(splat(F(0)), a)
     return positive * positive
 
 
-@njit(forceinline=True)
+@inline
 def scale(a, b, value):
     return a * value
 
 
-@njit(forceinline=True)
+@inline
 def softcap(a, b, value):
     return value * tanh(a / value)
 
 
-@njit(forceinline=True)
+@inline
 def clip(a, b, value):
     return smaller(value, larger(-value, a))
 
 
-@njit(forceinline=True)
+@inline
 def add(a, b, value):
     return a + b
 
 
-@njit(forceinline=True)
+@inline
 def multiply(a, b, value):
     return a * b
 
@@ -106,7 +106,7 @@ ACTIVATIONS = {
 def then_multiply(activation):
     """activation(a) * b: a gated block's inner product."""
 
-    @njit(forceinline=True)
+    @inline
     def fused(a, b, value):
         return activation(a, b, value) * b
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 import llvmlite.binding as llvm
 import numba
 from numba import types
+from numba.core.registry import cpu_target
 
 from llmcli.backends.cpu import target
 from llmcli.backends.cpu.kernels import link
@@ -17,8 +18,19 @@ SIGNATURE = types.void(types.intp, types.intp, types.intp)
 def image(function: Callable[[int, int, int], None], symbol: str) -> bytes:
     """The image of a kernel (args, chunk, thread), called `symbol` while it is made. Raises RuntimeError when it would
     need anything from outside but link.FUNCTIONS."""
+    return linked(optimized(function), symbol)
+
+
+def optimized(function: Callable[[int, int, int], None]):
+    """Numba's result for a kernel: its `library` has the optimized LLVM code, and assembly for who wants to read it."""
+    # Else what counts references to objects, of which kernels have none, is linked into each function and compiled with it.
+    cpu_target.target_context.post_lowering = lambda module, library: None
     options = {"nogil": True, "error_model": "numpy", "no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-    compiled = next(iter(numba.njit(SIGNATURE, **options)(function).overloads.values()))
+    return next(iter(numba.njit(SIGNATURE, **options)(function).overloads.values()))
+
+
+def linked(compiled, symbol: str) -> bytes:
+    """The image of what `optimized` gave."""
     # Numba's own name is unique only within one process; the same source should give the same bytes.
     module = llvm.parse_assembly(compiled.library.get_llvm_str())
     module.get_function(compiled.fndesc.llvm_func_name).name = symbol

@@ -9,10 +9,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from llmcli.backends.cpu.kernels.doubles import bits_of_f64, choose_f64, f64x16, low_bits, splat_f64
-from llmcli.backends.cpu.kernels.instructions import constant, f32x16, f64, instruction
+from llmcli.backends.cpu.kernels.instructions import constant, f32x16, f64, inline, instruction
 from llmcli.backends.cpu.kernels.vectors import (
     absolute,
     as_f64,
@@ -62,7 +61,7 @@ EXP_LOW, EXP_HIGH = F(-105.0), F(89.0)
 """e^x is 0 in float32 at and below one, infinite at and above the other."""
 
 
-@njit(forceinline=True)
+@inline
 def exp(x):
     """e^x within 0.9 ulp (1.2 where multiply-add rounds twice), also where the result is subnormal."""
     x = smaller(splat(EXP_HIGH), larger(splat(EXP_LOW), x))
@@ -80,7 +79,7 @@ NORMAL = F(-87.0)
 """e^x is a normal number above it."""
 
 
-@njit(forceinline=True)
+@inline
 def exp_below(x):
     """e^x for x <= 0 within 0.9 ulp, and 0 below NORMAL: half the work."""
     shifted = fma(x, splat(LOG2_E), splat(TO_WHOLE))
@@ -96,7 +95,7 @@ exp2_series = polynomial(
 """2^r for |r| <= 1/2, within 10^-7 of it."""
 
 
-@njit(forceinline=True)
+@inline
 def exp2_below(x):
     """2^x for x <= 0 within 2 ulp, and 0 below -126: three steps fewer that use the multiplier."""
     shifted = x + splat(TO_WHOLE)
@@ -110,7 +109,7 @@ tanh_series = polynomial(f32x16, -0.0057049743, 0.020639075, -0.053739712, 0.133
 """(tanh(x) - x) / x^3 in x^2, |x| <= 0.625."""
 
 
-@njit(forceinline=True)
+@inline
 def tanh(x):
     """Within 2 ulp."""
     size = absolute(x)
@@ -120,7 +119,7 @@ def tanh(x):
     return choose(greater(splat(F(0.625)), size), fma(x * square, tanh_series(square), x), far)
 
 
-@njit(forceinline=True)
+@inline
 def sigmoid(x):
     """1 / (1 + e^-x)."""
     return splat(F(1)) / (splat(F(1)) + exp(-x))
@@ -143,7 +142,7 @@ tail_series = polynomial(
 TAIL = F(0.33)
 
 
-@njit(forceinline=True)
+@inline
 def normal_distribution(x):
     """P(X <= x) for a standard normal X, (1 + erf(x / sqrt 2)) / 2; small values keep their relative precision."""
     size = absolute(x)
@@ -163,7 +162,7 @@ QUARTER_LOW = 6.0771005065061926e-11
 TO_WHOLE_F64 = 1.5 * 2**52
 
 
-@njit(forceinline=True)
+@inline
 def cosine_sine(angle):
     """f64x16 -> (cos, sin) within 1e-12, for |angle| < 1.6e6 (2^20 quarters of a turn)."""
     shifted = angle * splat_f64(QUARTERS) + splat_f64(TO_WHOLE_F64)
@@ -189,7 +188,7 @@ MANTISSA = 2**52 - 1
 ONE_BITS = 1023 << 52
 
 
-@njit(forceinline=True)
+@inline
 def log(x):
     """The natural logarithm of a normal, positive float64; others pass through."""
     if not (2.3e-308 < x < 1.7e308):

@@ -8,9 +8,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import njit
 
 from llmcli.backends.cpu.kernels.faults import report
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.vectors import (
     as_f64,
     choose,
@@ -29,12 +29,12 @@ F = np.float32
 INFINITY = F(np.inf)
 
 
-@njit(forceinline=True)
+@inline
 def no_mean(x, columns):
     return F(0)
 
 
-@njit(forceinline=True)
+@inline
 def mean(x, columns):
     lanes = splat(F(0))
     for at in range(0, columns, 16):
@@ -42,7 +42,7 @@ def mean(x, columns):
     return total(lanes) / F(columns)
 
 
-@njit(forceinline=True)
+@inline
 def squares(x, columns, centre):
     """The sum of (x - centre)^2."""
     lanes = splat(F(0))

@@ -15,8 +15,7 @@ thread).
 
 from __future__ import annotations
 
-from numba import njit
-
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.threads import atomic_add, call_kernel, compare_exchange, load_acquire, pause, sched_yield, store_release
 from llmcli.backends.cpu.kernels.vectors import field, load_i64, store_i64
 from llmcli.backends.cpu.records import HEADER, OVER, ROW, ROW_BYTES, ROWS_OUTPUTS, ROWS_TOKENS, STEP, THREAD_BYTES
@@ -25,7 +24,7 @@ BITS = 20
 MASK = (1 << BITS) - 1
 
 
-@njit(forceinline=True)
+@inline
 def chunks_of(args, op):
     row, header = field(args, STEP.table) + op * ROW_BYTES, field(args, STEP.header)
     rows, n = load_i64(row + ROW.rows), 1
@@ -37,13 +36,13 @@ def chunks_of(args, op):
     return (n + divisor - 1) // divisor * load_i64(row + ROW.columns)
 
 
-@njit(forceinline=True)
+@inline
 def share(args, left):
     """How many of the chunks that are left one claim takes."""
     return max(left // field(args, STEP.threads), 1)
 
 
-@njit(forceinline=True)
+@inline
 def publish(args, number, op, keep):
     """Makes `op`, or the first after it that has chunks, the current one; with `keep` the first share of chunks is the
     caller's. Returns it, or -1 when the step is over: done, stopped, or in error."""
@@ -61,7 +60,7 @@ def publish(args, number, op, keep):
     return -1
 
 
-@njit(forceinline=True)
+@inline
 def work(args, ticket, thread):
     """Runs the chunks that were claimed from `ticket`, and first chunks for as long as it finishes operations."""
     op = ticket >> BITS & MASK
@@ -79,7 +78,7 @@ def work(args, ticket, thread):
             first, count = 0, share(args, chunks)
 
 
-@njit(forceinline=True)
+@inline
 def may_sleep(args, ticket, thread):
     """Says that the thread is about to sleep, and whether it may: not when a new step came meanwhile, unless the
     starter has noticed the thread and is waking it."""

@@ -10,10 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 from llvmlite import ir
-from numba import njit
 
 from llmcli.backends.cpu.kernels.doubles import splat_f64, total_f64, widen
-from llmcli.backends.cpu.kernels.instructions import I8, I16, I64, instruction, intp, mask
+from llmcli.backends.cpu.kernels.instructions import I8, I16, I64, inline, instruction, intp, mask
 from llmcli.backends.cpu.kernels.mathematics import exp, log
 from llmcli.backends.cpu.kernels.vectors import (
     bits,
@@ -66,20 +65,20 @@ def lowest_bit(b, n):
     return b.cttz(n, ir.Constant(ir.IntType(1), 1))
 
 
-@njit(forceinline=True)
+@inline
 def in_order(v):
     """The bits of floats to integers that compare as the floats do (NaN at both ends); its own inverse."""
     return v ^ ((v >> 31) & splat_i32(2**31 - 1))
 
 
-@njit(forceinline=True)
+@inline
 def load_keys(logits, n):
     """The first n logits as integers in order, and LOWEST after them."""
     keys = in_order(bits(load_first(logits, n) + splat(F(0))))  # -0 + 0 is 0
     return choose(first_lanes(n), larger(keys, splat_i32(LOWEST + 1)), splat_i32(LOWEST))
 
 
-@njit(forceinline=True)
+@inline
 def ones_where_greater(x, y):
     return choose(greater_i32(x, y), splat_i32(1), splat_i32(0))
 
@@ -87,7 +86,7 @@ def ones_where_greater(x, y):
 # --- The collection: keys and ids of some logits, ids ascending
 
 
-@njit(forceinline=True)
+@inline
 def count_above(keys, n, threshold):
     """How many of n keys exceed the threshold; the 16 after them must be LOWEST."""
     count = splat_i32(0)
@@ -96,7 +95,7 @@ def count_above(keys, n, threshold):
     return total_i32(count)
 
 
-@njit(forceinline=True)
+@inline
 def cut(keys, ids, n, keep):
     """Keeps the `keep` largest of n > keep, of equal ones those with lower ids; returns the smallest of them."""
     store_vector(keys + n * 4, splat_i32(LOWEST))
@@ -118,7 +117,7 @@ def cut(keys, ids, n, keep):
     return smallest
 
 
-@njit(forceinline=True)
+@inline
 def collect(logits, vocab, keep, keys, ids):
     """The `keep` largest logits' keys and ids, ids ascending."""
     n, threshold = 0, LOWEST
@@ -138,7 +137,7 @@ def collect(logits, vocab, keep, keys, ids):
         cut(keys, ids, n, keep)
 
 
-@njit(forceinline=True)
+@inline
 def put_in_order(keys, ids, n, out_ids, out_values):
     """Each to its place: after all larger ones, and after equal ones with lower ids."""
     store_vector(keys + n * 4, splat_i32(LOWEST))
@@ -156,7 +155,7 @@ def put_in_order(keys, ids, n, out_ids, out_values):
 # --- The softmax
 
 
-@njit(forceinline=True)
+@inline
 def maximum(logits, vocab):
     keys = splat_i32(LOWEST)
     for at in range(0, vocab, 16):
@@ -164,7 +163,7 @@ def maximum(logits, vocab):
     return lane(floats(in_order(splat_i32(largest_i32(keys)))), 0)
 
 
-@njit(forceinline=True)
+@inline
 def statistics(logits, vocab, stats):
     """Log-sum-exp and entropy: e^(logit - maximum) in float32, sums in float64."""
     most = maximum(logits, vocab)

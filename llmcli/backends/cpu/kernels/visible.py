@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit
 
+from llmcli.backends.cpu.kernels.instructions import inline
 from llmcli.backends.cpu.kernels.mathematics import tanh
 from llmcli.backends.cpu.kernels.vectors import (
     as_f64,
@@ -26,24 +26,24 @@ F = np.float32
 MINUS_INFINITY = F(-np.inf)
 
 
-@njit(forceinline=True)
+@inline
 def position_of(args, token):
     return load_i32(field(field(args, ATTENTION.header), HEADER.positions) + token * 4)
 
 
-@njit(forceinline=True)
+@inline
 def owner_of(args, token):
     return load_i32(field(field(args, ATTENTION.header), HEADER.owners) + token * 4)
 
 
-@njit(forceinline=True)
+@inline
 def first_seen(args, position):
     """The first position that a query at `position` sees."""
     window = field(args, ATTENTION.window)
     return max(position + 1 - window, 0) if window else 0
 
 
-@njit(forceinline=True)
+@inline
 def block_address(args, owner, block, kv_head):
     """Where a sequence's block of one head starts."""
     header = field(args, ATTENTION.header)
@@ -51,25 +51,25 @@ def block_address(args, owner, block, kv_head):
     return field(args, ATTENTION.cache) + number * field(args, ATTENTION.block_bytes) + kv_head * field(args, ATTENTION.head_bytes)
 
 
-@njit(forceinline=True)
+@inline
 def sees_nothing(args, position, base):
     """No position of the block at base."""
     return base > position or base + BLOCK <= first_seen(args, position)
 
 
-@njit(forceinline=True)
+@inline
 def sees_all(args, position, start, end):
     """All positions in [start, end)."""
     return start >= first_seen(args, position) and end <= position + 1
 
 
-@njit(forceinline=True)
+@inline
 def plain(args):
     """Scores are taken as they are: no softcap, no slopes."""
     return not field(args, ATTENTION.softcap) and not field(args, ATTENTION.slopes)
 
 
-@njit(forceinline=True)
+@inline
 def bend(args, head, position, start, score):
     """16 scores of keys from `start` on, soft-capped and with the head's slope."""
     softcap, slopes = field(args, ATTENTION.softcap), field(args, ATTENTION.slopes)
@@ -81,7 +81,7 @@ def bend(args, head, position, start, score):
     return score
 
 
-@njit(forceinline=True)
+@inline
 def hide(args, position, start, score):
     """16 scores of keys from `start` on: minus infinity where the query may not look."""
     key = lane_numbers() + splat_i32(start)
