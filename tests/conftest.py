@@ -13,6 +13,11 @@ import llmcli
 ROOT = Path(__file__).resolve().parent.parent
 
 
+def pytest_xdist_auto_num_workers() -> int | None:
+    """One more than there are processors: tests wait for other processes, clocks and terminals a sixth of their time."""
+    return None if "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ else (os.cpu_count() or 1) + 1
+
+
 @pytest.fixture(scope="session")
 def data_dir() -> Path:
     """The folder of real models and texts (LLMCLI_TEST_DATA); skips, counted, where it is missing."""
