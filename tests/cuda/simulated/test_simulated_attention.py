@@ -19,7 +19,7 @@ from llmcli.plan import CacheLayer
 
 pytestmark = pytest.mark.filterwarnings("ignore:(overflow|invalid value|divide by zero) encountered")  # kernels know of no warnings
 SHAPES = {
-    "grouped": Shape(6, 2, 8),
+    "grouped": Shape(3, 1, 8),
     "f32, odd size": Shape(2, 1, 20, "f32"),
     "wide": Shape(1, 1, 40),
     "window": Shape(2, 1, 8, window=70),
@@ -55,7 +55,7 @@ def test_queries_of_any_size(scale: float) -> None:
 
 def test_halves_of_heads_that_are_too_large_for_the_tensor_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(halves, "LARGEST", 7)
-    test_attention(Shape(6, 2, 8, window=70))
+    test_attention(Shape(3, 1, 8, window=70))
 
 
 @pytest.mark.parametrize("shares", [1, 3])
