@@ -35,7 +35,7 @@ CASES: dict[str, tuple[dict[str, Any], str, int]] = {
     "an old driver": ({"version": 12080}, "the NVIDIA driver is too old: it runs CUDA 12.8", 7),
     "an ancient driver": ({"version": 11040, "packages": "12"}, "the NVIDIA driver is too old: it runs CUDA 11.4", 7),
     "no memory": ({"free": 1 << 20}, "not enough GPU memory", 7),
-    "not even for a context": ({"cuDevicePrimaryCtxRetain": 2}, "the NVIDIA driver does not work: cuDevicePrimaryCtxRetain", 7),
+    "not even for a context": ({"cuDevicePrimaryCtxRetain": 2}, "the GPU has no memory left: cuDevicePrimaryCtxRetain", 7),
     "a GPU that is lost": ({"cuMemGetInfo_v2": 46}, "the NVIDIA driver does not work: cuMemGetInfo_v2", 7),
 }
 
