@@ -195,7 +195,7 @@ def test_a_closed_model_says_so() -> None:
 
 
 def test_a_model_that_nobody_closed_lets_the_program_end() -> None:
-    code = "import llmcli; model = llmcli.load('demo'); steps = model.generate('The cat'); print(next(steps).text)"
+    code = "import llmcli; model = llmcli.load('demo'); steps = model.generate('The cat', temperature=0); print(next(steps).text)"
     more = """
 import contextlib, threading
 def run():

@@ -304,7 +304,8 @@ def test_waiting_without_locks_has_an_end(fakehub: FakeHub, three: Path, tmp_pat
         _, err = second.communicate(timeout=60)
         assert second.returncode == 7 and f"process {first.pid} is still at work on it" in err
         before = [path for path in home.rglob("*") if path.is_file()]
-        clean = start(fakehub, home, command="clean", **variables)
+        own = {**variables, "LLMCLI_KERNELS": str(tmp_path / "kernels")}  # those of other tests, for other CPUs, are theirs
+        clean = start(fakehub, home, command="clean", **own)
         said = clean.communicate(timeout=60)[1]
         assert first.poll() is None and all(path.exists() for path in before)
         assert "nothing to remove" in said, (said, before)

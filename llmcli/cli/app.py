@@ -71,8 +71,9 @@ USUAL, STARTING = gc.get_threshold(), 100_000
 """When Python looks for rings of garbage: as ever, and after how many new objects while a command starts."""
 
 
-class Terminated(BaseException):
-    """SIGTERM, as an exception, so that open files are put right on the way out."""
+class Terminated(SystemExit):
+    """SIGTERM, as an exception, so that open files are put right on the way out. A SystemExit, because asyncio, in which the chat's editor
+    runs, keeps every other one that comes in one of its callbacks to itself."""
 
 
 def command() -> NoReturn:
@@ -169,4 +170,4 @@ def _close_stdout() -> None:
 
 
 def _terminate(number: int, frame: FrameType | None) -> NoReturn:
-    raise Terminated
+    raise Terminated(143)
