@@ -85,5 +85,12 @@ def run_as(cpu: str, features: str, *command: str) -> str:
     return done.stdout
 
 
+def pass_as(cpu: str, chosen: str, *files: str) -> None:
+    """Runs the tests of these files that -k `chosen` names with kernels made for another CPU. Skips what this CPU cannot run."""
+    if cpu == "haswell" and "avx2" not in target.features():
+        pytest.skip("this CPU has no AVX2")
+    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *files, "-k", chosen)
+
+
 def address(array: npt.NDArray[Any] | None) -> int:
     return 0 if array is None else int(array.ctypes.data)

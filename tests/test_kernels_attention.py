@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from attention_calls import LAYER, LENGTHS, F, Shape, Texts, attend, check_bits, expected, last_tokens, queries, write
-from kernel_calls import kernel, only_x86, run_as
-from llmcli.backends.cpu import target, tiles
+from kernel_calls import kernel, only_x86, pass_as
+from llmcli.backends.cpu import tiles
 from llmcli.backends.cpu.tiles import attention_tile
 from llmcli.kv import BLOCK, KVCache
 
@@ -150,7 +150,5 @@ FOR_OTHERS = {
 @pytest.mark.parametrize("cpu", FOR_OTHERS)
 def test_other_cpus(cpu: str) -> None:
     """Some of these tests and of the elementwise ones: with 16 registers, and with neither fused multiply-add nor f16."""
-    if cpu == "haswell" and "avx2" not in target.features():
-        pytest.skip("this CPU has no AVX2")
     files = [__file__, str(Path(__file__).with_name("test_kernels_elementwise.py"))]
-    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", *files, "-k", FOR_OTHERS[cpu])
+    pass_as(cpu, FOR_OTHERS[cpu], *files)

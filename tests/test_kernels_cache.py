@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 from attention_calls import LAYER, Array, F, Shape, Texts
-from kernel_calls import address, call, kernel, only_x86, run_as
-from llmcli.backends.cpu import target
+from kernel_calls import address, call, kernel, only_x86, pass_as
 from llmcli.backends.cpu.records import CACHE_WRITE, ROPE, ROPE_WRITE, bits, pack
 from llmcli.backends.reference.rope import rope
 from llmcli.kv import BLOCK, DTYPES, KVCache
@@ -116,6 +115,4 @@ def test_they_call_nothing() -> None:
 @only_x86
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
 def test_on_other_cpus(cpu: str) -> None:
-    if cpu == "haswell" and "avx2" not in target.features():
-        pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", "are_one and 80 and half")
+    pass_as(cpu, "are_one and 80 and half", __file__)

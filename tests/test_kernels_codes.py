@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from attention_calls import LAYER, LENGTHS, Array, F, Shape, Texts, attend, check_bits, expected, last_tokens, queries, write
-from kernel_calls import kernel, only_x86, run_as
+from kernel_calls import kernel, only_x86, pass_as
 from llmcli.backends.cpu import target
 from llmcli.kv import BLOCK, CODES, KVCache
 
@@ -131,6 +131,4 @@ def test_kernels_of_codes_call_nothing_and_multiply_integers() -> None:
     [("haswell", "limits or call_nothing or (over_codes and grouped)"), ("x86-64", "cache_write or (over_codes and odd)")],
 )
 def test_other_cpus_pass_these_tests(cpu: str, chosen: str) -> None:
-    if cpu == "haswell" and "avx2" not in target.features():
-        pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not other_cpus")
+    pass_as(cpu, f"({chosen}) and not other_cpus", __file__)

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kernel_calls import Kernel, address, call, factory, header, kernel, only_x86, run_as
+from kernel_calls import Kernel, address, call, factory, header, kernel, only_x86, pass_as, run_as
 from llmcli.backends.cpu import target
 from llmcli.backends.cpu.records import CHECKSUM, EMBED, LINEAR, QUANTIZE, pack
 
@@ -346,9 +346,7 @@ FOR_OTHERS = [("haswell", "int4 or int8 or quantized"), ("x86-64", "int4 or f16 
 @only_x86
 @pytest.mark.parametrize(("cpu", "chosen"), FOR_OTHERS, ids=list(dict(FOR_OTHERS)))
 def test_other_cpus_pass_these_tests(cpu: str, chosen: str) -> None:
-    if cpu == "haswell" and "avx2" not in target.features():
-        pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", f"({chosen}) and not cpu")
+    pass_as(cpu, f"({chosen}) and not cpu", __file__)
 
 
 @only_x86

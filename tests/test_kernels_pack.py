@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from kernel_calls import Kernel, factory, only_x86, run_as
-from llmcli.backends.cpu import pack, target
+from kernel_calls import Kernel, factory, only_x86, pass_as
+from llmcli.backends.cpu import pack
 from llmcli.errors import NumericalError
 from llmcli.formats import format as formats
 
@@ -76,6 +76,4 @@ def test_the_kernels_call_nothing(name: str) -> None:
 @only_x86
 @pytest.mark.parametrize("cpu", ["haswell", "x86-64"])
 def test_other_cpus_pack_the_same_bytes(cpu: str) -> None:
-    if cpu == "haswell" and "avx2" not in target.features():
-        pytest.skip("this CPU has no AVX2")
-    run_as(cpu, "", "-m", "pytest", "-n0", "-q", "-p", "no:cacheprovider", __file__, "-k", "(bytes or rounds) and not cpu and not iq4")
+    pass_as(cpu, "(bytes or rounds) and not cpu and not iq4", __file__)

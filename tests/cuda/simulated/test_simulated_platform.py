@@ -64,16 +64,23 @@ def test_a_warp_adds_words() -> None:
     np.testing.assert_array_equal(largest.reshape(2, 32), np.repeat(x.reshape(2, 32).max(1, keepdims=True), 32, 1))
 
 
-@kernel
-def multiply(a, b, c):
-    """One warp's C += A @ B, fragments loaded as the PTX manual says."""
-    lane = cuda.threadIdx.x
-    g, q = lane // 4, lane % 4
-    d = mma_s8(
-        a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + 4 + q], a[(g + 8) * 8 + 4 + q], b[g * 8 + q], b[g * 8 + 4 + q],
-        c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1],
-    )  # fmt: skip
-    c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1] = d
+def fragments(mma):
+    """The kernel of one warp's C += A @ B, fragments loaded as the PTX manual says."""
+
+    @kernel
+    def multiply(a, b, c):
+        lane = cuda.threadIdx.x
+        g, q = lane // 4, lane % 4
+        d = mma(
+            a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + 4 + q], a[(g + 8) * 8 + 4 + q], b[g * 8 + q], b[g * 8 + 4 + q],
+            c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1],
+        )  # fmt: skip
+        c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1] = d
+
+    return multiply
+
+
+multiply, multiply_halves = fragments(mma_s8), fragments(mma_f16)
 
 
 def test_mma_is_a_matrix_product() -> None:
@@ -83,17 +90,6 @@ def test_mma_is_a_matrix_product() -> None:
     out = c.copy().reshape(-1)
     multiply[1, 32](a.view(np.int32).reshape(-1), b.view(np.int32).reshape(-1), out)
     np.testing.assert_array_equal(out.reshape(16, 8), c + a.astype(np.int32) @ b.T.astype(np.int32))
-
-
-@kernel
-def multiply_halves(a, b, c):
-    lane = cuda.threadIdx.x
-    g, q = lane // 4, lane % 4
-    d = mma_f16(
-        a[g * 8 + q], a[(g + 8) * 8 + q], a[g * 8 + 4 + q], a[(g + 8) * 8 + 4 + q], b[g * 8 + q], b[g * 8 + 4 + q],
-        c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1],
-    )  # fmt: skip
-    c[g * 8 + 2 * q], c[g * 8 + 2 * q + 1], c[(g + 8) * 8 + 2 * q], c[(g + 8) * 8 + 2 * q + 1] = d
 
 
 def test_mma_of_halves_is_a_matrix_product_whose_rows_and_columns_know_nothing_of_each_other() -> None:

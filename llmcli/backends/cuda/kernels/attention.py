@@ -22,6 +22,8 @@ UNIT = WARPS * STRIP
 """Keys that share a maximum; half a block of the cache."""
 THREADS = UNIT
 MINUS_INFINITY, ZERO, ONE = F(-np.inf), F(0), F(1)
+NOTHING = F(-1)
+"""What a row gains from a unit of which it sees no key."""
 
 
 @device
@@ -69,3 +71,25 @@ def factors(old, new):
         return ZERO, ONE, new
     most = old if old > new else new
     return exp(old - most), exp(new - most), most
+
+
+@device
+def add_unit(maxima, sums, kept, gained, row, most, sum_):
+    """A row's maximum and sum take up a unit's. kept, gained: the factors for its vectors; gained is NOTHING where it sees no key."""
+    gained[row] = NOTHING
+    if sum_ != ZERO:
+        keep, gain, most = factors(maxima[row], most)
+        kept[row], gained[row], maxima[row] = keep, gain, most
+        sums[row] = fma(sum_, gain, product(sums[row], keep))
+
+
+@device
+def same_sequence(step, owners, positions, token, stop, window):
+    """The tokens token .. after - 1 are of one sequence. -> (after, first and last position that any of them sees)"""
+    owner, after = step[owners + token], token
+    low, high = 1 << 30, 0
+    while after < stop and step[owners + after] == owner:
+        low = min(low, first_seen(step[positions + after], window))
+        high = max(high, step[positions + after])
+        after += 1
+    return after, low, high

@@ -13,7 +13,20 @@ from __future__ import annotations
 import numpy as np
 
 from llmcli.backends.cuda.kernels import attention_prompt_halves, halves
-from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, THREADS, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
+from llmcli.backends.cuda.kernels.attention import (
+    MINUS_INFINITY,
+    NOTHING,
+    ONE,
+    THREADS,
+    UNIT,
+    WARPS,
+    ZERO,
+    F,
+    add_unit,
+    first_seen,
+    same_sequence,
+    weigh,
+)
 from llmcli.backends.cuda.kernels.cache import SCALES_BYTES, HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import UNPACK, dot4, load, load_float, scale_weights, shared_floats
 from llmcli.backends.cuda.kernels.platform import SIMULATED, WARP, cuda, fma, kernel, made, product
@@ -22,8 +35,6 @@ from llmcli.kv import BLOCK
 
 KEYS = UNIT // WARP
 """Keys of a lane."""
-NOTHING = F(-1)
-"""What a row gains from a unit of which it sees no key."""
 
 
 def rows_of_warp(head_size):
@@ -78,13 +89,7 @@ def prompt(head_size, dtype, group):
         cuda.syncthreads()
         token, stop = first_row // group, (min(first_row + rows, all_rows) - 1) // group + 1
         while token < stop:
-            # the tokens token .. after - 1 are of one sequence
-            owner, after = step[owners + token], token
-            low, high = 1 << 30, 0
-            while after < stop and step[owners + after] == owner:
-                low = min(low, first_seen(step[positions + after], window))
-                high = max(high, step[positions + after])
-                after += 1
+            after, low, high = same_sequence(step, owners, positions, token, stop, window)
             for unit in range(low // UNIT, high // UNIT + 1):
                 base = unit * UNIT
                 start = block_byte(step, token, base // BLOCK, layer_start, block_bytes) + kv_head * head_bytes
@@ -122,11 +127,7 @@ def prompt(head_size, dtype, group):
                     if coded:
                         scale_weights(cache, start + scales_start + SCALES_BYTES + base % BLOCK * 4, scores, mine * UNIT, KEYS)
                     if lane == 0:
-                        gained[mine] = NOTHING
-                        if sum_ != ZERO:
-                            keep, gain, most = factors(maxima[mine], most)
-                            kept[mine], gained[mine], maxima[mine] = keep, gain, most
-                            sums[mine] = fma(sum_, gain, product(sums[mine], keep))
+                        add_unit(maxima, sums, kept, gained, mine, most, sum_)
                 cuda.syncthreads()
                 # lanes are columns
                 for i in range(sum_room):

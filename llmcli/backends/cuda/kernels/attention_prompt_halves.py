@@ -10,7 +10,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from llmcli.backends.cuda.kernels.attention import MINUS_INFINITY, ONE, UNIT, WARPS, ZERO, F, factors, first_seen, weigh
+from llmcli.backends.cuda.kernels.attention import (
+    MINUS_INFINITY,
+    NOTHING,
+    ONE,
+    UNIT,
+    WARPS,
+    ZERO,
+    F,
+    add_unit,
+    first_seen,
+    same_sequence,
+    weigh,
+)
 from llmcli.backends.cuda.kernels.cache import HeadLayout, block_byte
 from llmcli.backends.cuda.kernels.chunks import load
 from llmcli.backends.cuda.kernels.halves import CHUNK, SCORES, SPANS, TALL, WIDE, add_span, mask, row_words, spans, store_query, weights_of
@@ -23,8 +35,6 @@ OWN = ROWS // WARPS
 """Rows that a warp weighs."""
 KEYS = UNIT // 2 // WIDE
 """Instructions side by side for a warp's keys."""
-NOTHING = F(-1)
-"""What a row gains from a unit of which it sees no key."""
 
 
 @made
@@ -79,13 +89,7 @@ def prompt(head_size, group):
         upper_row, lower_row = warp // 2 * TALL + g, warp // 2 * TALL + g + 8
         token, stop = first_row // group, (min(first_row + ROWS, all_rows) - 1) // group + 1
         while token < stop:
-            # the tokens token .. after - 1 are of one sequence
-            owner, after = step[owners + token], token
-            low, high = 1 << 30, 0
-            while after < stop and step[owners + after] == owner:
-                low = min(low, first_seen(step[positions + after], window))
-                high = max(high, step[positions + after])
-                after += 1
+            after, low, high = same_sequence(step, owners, positions, token, stop, window)
             for unit in range(low // UNIT, high // UNIT + 1):
                 base = unit * UNIT
                 start = block_byte(step, token, base // BLOCK, layer_start, block_bytes) + kv_head * head_bytes
@@ -124,11 +128,7 @@ def prompt(head_size, group):
                                 slope = slopes[kv_head * group + row % group]
                         most, sum_ = weigh(scores, mine * SCORES, base, first, position, F(scale), F(cap), slope)
                         if lane == 0:
-                            gained[mine] = NOTHING
-                            if sum_ != ZERO:
-                                keep, gain, most = factors(maxima[mine], most)
-                                kept[mine], gained[mine], maxima[mine] = keep, gain, most
-                                sums[mine] = fma(sum_, gain, product(sums[mine], keep))
+                            add_unit(maxima, sums, kept, gained, mine, most, sum_)
                 cuda.syncthreads()
                 # 16 rows by half of the columns
                 for i in range(column_room):
