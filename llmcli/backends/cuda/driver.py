@@ -18,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llmcli.backends.cuda import device, objects
+from llmcli.backends.cuda.device import SUCCESS
 from llmcli.backends.cuda.objects import Reference
 
-SUCCESS = 0
 NON_BLOCKING, PORTABLE = 1, 1
 """Of streams: independent of the driver's own; of page-locked memory: for all GPUs."""
 FUNCTIONS: dict[str, tuple[Any, ...]] = {

@@ -10,7 +10,8 @@ import ctypes
 from collections.abc import Callable
 
 from llmcli.backends.cuda import driver
-from llmcli.backends.cuda.driver import SUCCESS, Failure, Stream
+from llmcli.backends.cuda.device import SUCCESS
+from llmcli.backends.cuda.driver import Failure, Stream
 
 RELAXED = 2
 """While recording: what other threads do with the GPU meanwhile is none of our business."""

@@ -14,13 +14,13 @@ import numpy.typing as npt
 
 from llmcli.backends.backend import Notify
 from llmcli.backends.cuda import driver
+from llmcli.backends.cuda.device import OUT_OF_MEMORY
 from llmcli.backends.cuda.kernels.platform import SIMULATED
 from llmcli.backends.cuda.launch import Launch
 from llmcli.errors import DeviceError, OutOfMemory
 
 STAGE = 16 << 20
 """Bytes of a page-locked buffer for uploads."""
-OUT_OF_MEMORY = 2
 cuda: Any = driver
 if SIMULATED:
     from numba import cuda
